@@ -1,0 +1,90 @@
+"""One broker as the emitter sees it: prepares messages for it and delivers them, hooks included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from dispytch_integrations._prepare import MessageSettings, Prepare, compile_prepare
+from dispytch_integrations.errors import RouteError
+from dispytch_integrations.events import EventBase
+from dispytch_integrations.hooks import Hook
+from dispytch_integrations.message import Message
+from dispytch_integrations.producer import Producer
+from dispytch_integrations.serialization import JSONSerializer, Serializer
+
+__all__ = ["Outlet"]
+
+logger = logging.getLogger(__name__)
+
+
+class Outlet:
+    """A producer with its settings. Brokers that are managed derive from it."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        *,
+        alias: str = "default",
+        serializer: Serializer | None = None,
+        timeout: float | None,
+        prefix: str = "",
+        cloudevents: bool | str = False,
+        source: str | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        self.alias = alias
+        self.producer = producer
+        self.timeout = timeout
+        self.settings = MessageSettings(
+            alias=alias,
+            serializer=serializer or JSONSerializer(),
+            prefix=prefix,
+            cloudevents=cloudevents,
+            source=source,
+            before_send=tuple(hook.before_send for hook in hooks if _overrides(hook, "before_send")),
+            wants_route=type(producer).deliver is Producer.deliver,
+        )
+        self._sent_hooks = tuple(hook.sent for hook in hooks if _overrides(hook, "sent"))
+        self._failed_hooks = tuple(hook.failed for hook in hooks if _overrides(hook, "failed"))
+
+    def takes(self, cls: type[EventBase]) -> bool:
+        """Can events of `cls` go here, by the type of their route?"""
+        return isinstance(cls.__route__, self.producer.routes)
+
+    def compile(self, cls: type[EventBase]) -> Prepare:
+        """A function that makes messages from events of `cls`. Raises RouteError when they cannot go here."""
+        if not self.takes(cls):
+            taken = " or ".join(route.__name__ for route in self.producer.routes)
+            raise RouteError(
+                f"{cls.__qualname__} has a {type(cls.__route__).__name__}, "
+                f"but {type(self.producer).__name__} takes a {taken}"
+            )
+        return compile_prepare(cls, self.settings)
+
+    async def deliver(self, messages: Sequence[Message]) -> list[Exception | None]:
+        """Send messages; one outcome each: None, or its error. Raises NotStartedError, WrongLoopError."""
+        outcomes = await self.producer.deliver(messages, timeout=self.timeout)
+        if self._sent_hooks or self._failed_hooks:
+            self._call_hooks(messages, outcomes)
+        return outcomes
+
+    def _call_hooks(self, messages: Sequence[Message], outcomes: Sequence[Exception | None]) -> None:
+        for message, error in zip(messages, outcomes, strict=True):
+            if error is None:
+                for sent in self._sent_hooks:
+                    _guarded(sent, message)
+            else:
+                for failed in self._failed_hooks:
+                    _guarded(failed, message, error)
+
+
+def _overrides(hook: Hook, name: str) -> bool:
+    return getattr(type(hook), name, None) is not getattr(Hook, name)
+
+
+def _guarded(callback: Callable[..., None], *args: object) -> None:
+    try:
+        callback(*args)
+    except Exception:
+        logger.exception("the hook %r failed", callback)

@@ -1,0 +1,281 @@
+"""`{field}` parts in routes, keys and headers: parsed once per class, checked against the event, filled per event."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from enum import Enum
+from operator import attrgetter
+from string import Formatter
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from dispytch_integrations.errors import RouteError
+
+__all__ = ["Filler", "Template", "compile_key", "compile_route_part", "compile_text", "nearest"]
+
+Filler = Callable[[Any], Any]
+"""Fills a template from an event."""
+
+_DELIMITERS = ".:/*#>?[]{}"
+_CONTROL = "\x00-\x1f\x7f-\x9f\ud800-\udfff"  # lone surrogates too: they cannot be encoded
+_INVISIBLE = "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"  # zero-width and direction marks
+_control = re.compile(f"[{_CONTROL}]")
+_never_in_route = re.compile(f"[{_CONTROL}{_INVISIBLE}]")
+
+_Step = tuple[bool, str | int]
+"""(is an attribute, name or key or index)"""
+
+
+class _Part:
+    """One `{field.path!conversion:spec}`."""
+
+    __slots__ = ("conversion", "get", "path", "spec", "steps", "text")
+
+    def __init__(self, path: str, conversion: str | None, spec: str, steps: tuple[_Step, ...]) -> None:
+        self.path = path
+        self.conversion = conversion
+        self.spec = spec
+        self.steps = steps
+        self.text = "{" + path + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+        name = steps[0][1]
+        self.get: Filler = attrgetter(str(name)) if len(steps) == 1 else self._walk
+
+    def _walk(self, event: Any) -> Any:
+        value = event
+        for is_attribute, name in self.steps:
+            if value is None:
+                return None
+            if isinstance(value, Mapping):
+                value = value[name]
+            elif is_attribute or isinstance(value, BaseModel):
+                value = getattr(value, str(name))
+            else:
+                value = value[name]
+        return value
+
+    def value(self, event: Any) -> Any:
+        """The field's value, an Enum's own value in its place.
+
+        Raises RouteError when a nested part is not there.
+        """
+        try:
+            value = self.get(event)
+        except (AttributeError, LookupError, TypeError) as exc:
+            raise RouteError(
+                f"{type(event).__qualname__} has no value for {self.text}: {type(exc).__name__}: {exc}"
+            ) from exc
+        return value.value if isinstance(value, Enum) else value
+
+    def render(self, value: Any) -> str:
+        """`value` as text, by conversion and format spec.
+
+        Raises RouteError when the spec does not fit the value.
+        """
+        if self.conversion == "r":
+            value = repr(value)
+        elif self.conversion == "s":
+            value = str(value)
+        elif self.conversion == "a":
+            value = ascii(value)
+        try:
+            if isinstance(value, bytes):
+                value = value.decode()
+            return format(value, self.spec)
+        except (TypeError, ValueError) as exc:
+            raise RouteError(f"{self.text} cannot format a {type(value).__name__}: {exc}") from exc
+
+
+class Template:
+    """A parsed string; `literal` is its text when it has no `{field}` parts, else None."""
+
+    __slots__ = ("literal", "parts", "text")
+
+    def __init__(self, text: str, owner: str) -> None:
+        """Parse `text`; `owner` says in errors where it stands ("OrderPlaced.__route__: topic").
+
+        Raises RouteError when the braces are wrong, or a part is empty or reaches for a private name.
+        """
+        self.text = text
+        self.parts: list[str | _Part] = []
+        try:
+            parsed = list(Formatter().parse(text))
+        except ValueError as exc:
+            raise RouteError(f"{owner} {text!r}: {exc}; write {{{{ and }}}} for literal braces") from exc
+        literal = ""
+        for before, path, spec, conversion in parsed:
+            literal += before
+            if path is None:
+                continue
+            if literal:
+                self.parts.append(literal)
+                literal = ""
+            self.parts.append(_part(path, spec or "", conversion, text, owner))
+        if literal:
+            self.parts.append(literal)
+        self.literal: str | None = None
+        if all(isinstance(part, str) for part in self.parts):
+            self.literal = "".join(part for part in self.parts if isinstance(part, str))
+
+    def check(self, event_type: type[BaseModel], owner: str) -> None:
+        """Raise RouteError when a part names a field that `event_type`, or a model nested in it, does not have."""
+        for part in self.parts:
+            if isinstance(part, _Part):
+                _check_path(part, event_type, owner)
+
+
+def _part(path: str, spec: str, conversion: str | None, text: str, owner: str) -> _Part:
+    if not path or path[0].isdigit():
+        raise RouteError(f"{owner} {text!r}: {{{path}}} names no field; write the name of a field of the event")
+    if "{" in spec:
+        raise RouteError(f"{owner} {text!r}: a format spec must not hold braces itself")
+    if conversion not in (None, "r", "s", "a"):
+        raise RouteError(f"{owner} {text!r}: !{conversion} is no conversion; !s, !r and !a are")
+    steps = tuple(_steps(path, text, owner))
+    return _Part(path, conversion, spec, steps)
+
+
+def _steps(path: str, text: str, owner: str) -> list[_Step]:
+    first, rest = _split_path(path)
+    steps: list[_Step] = [(True, first)]
+    for is_attribute, name in rest:
+        steps.append((is_attribute, name))
+    for _, name in steps:
+        if isinstance(name, str) and (name.startswith("_") or not name):
+            raise RouteError(f"{owner} {text!r}: {{{path}}} must not reach for a private or empty name")
+    return steps
+
+
+_token = re.compile(r"\.([^.\[\]]*)|\[([^\]]*)\]")
+
+
+def _split_path(path: str) -> tuple[str, list[_Step]]:
+    match = re.match(r"[^.\[]*", path)
+    first = match.group() if match else ""
+    rest: list[_Step] = []
+    for token in _token.finditer(path, len(first)):
+        attribute, key = token.groups()
+        if attribute is not None:
+            rest.append((True, attribute))
+        else:
+            rest.append((False, int(key) if key.isdigit() else key))
+    return first, rest
+
+
+def _check_path(part: _Part, event_type: type[BaseModel], owner: str) -> None:
+    model: type[BaseModel] = event_type
+    for index, (_, name) in enumerate(part.steps):
+        fields = model.__pydantic_fields__
+        known = [*fields, *model.__pydantic_decorators__.computed_fields]
+        if name not in known:
+            if model.model_config.get("extra") == "allow":
+                return
+            where = model.__qualname__ if index else "the event"
+            raise RouteError(
+                f"{owner}: {part.text} is no field of {where}{nearest(str(name), known)}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        nested = _model_of(fields[name].annotation) if isinstance(name, str) and name in fields else None
+        if nested is None:
+            return  # Not a model: what lies below can only be seen in the value.
+        model = nested
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The one model in an annotation such as `User | None`; None where it cannot be told."""
+    candidates = get_args(annotation) or (annotation,)
+    models = [arg for arg in candidates if arg is not type(None)]
+    if len(models) == 1 and isinstance(models[0], type) and issubclass(models[0], BaseModel):
+        return models[0]
+    return None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`" (did you mean 'topic'?)"` when a known name is near, else nothing."""
+    matches = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def compile_route_part(template: Template, safe: str, what: str) -> Filler:
+    """A function that fills one string of a route and refuses values that would change where it leads.
+
+    `safe`: delimiters that the values may hold; `what`: how errors name the place ("topic").
+    """
+    refused = "".join(character for character in _DELIMITERS if character not in safe)
+    space = "" if any(character.isspace() for character in safe) else r"\s"
+    pattern = re.compile(f"[{re.escape(refused)}{space}{_CONTROL}{_INVISIBLE}]")
+
+    def fill_part(part: _Part, event: Any) -> str:
+        value = part.value(event)
+        text = "" if value is None else part.render(value)
+        if not text:
+            raise RouteError(
+                f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} is "
+                f"{'None' if value is None else 'empty'}; give the field a value, or make it required"
+            )
+        found = pattern.search(text)
+        if found is not None:
+            raise _refusal(event, part, text, found.group(), what, template.text)
+        return text
+
+    return _assemble(template, fill_part)
+
+
+def _refusal(event: Any, part: _Part, text: str, character: str, what: str, route: str) -> RouteError:
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    if _never_in_route.match(character):
+        advice = "control and invisible characters are never allowed"
+    else:
+        advice = f"if it is meant, write safe={character!r} on the route, else clean or format the value"
+    return RouteError(
+        f"{type(event).__qualname__}: the value of {part.text} in the {what} {route!r} is {shown!r}, "
+        f"which holds {character!r}; {advice}"
+    )
+
+
+def compile_text(template: Template, what: str) -> Filler:
+    """A function that fills a header or property: any text without control characters; None gives None or ''."""
+
+    def fill_part(part: _Part, event: Any) -> str:
+        value = part.value(event)
+        text = "" if value is None else part.render(value)
+        if _control.search(text) is not None:
+            raise RouteError(
+                f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} holds a "
+                f"control character; clean the value"
+            )
+        return text
+
+    fill = _assemble(template, fill_part)
+    if len(template.parts) == 1 and isinstance(template.parts[0], _Part):
+        only = template.parts[0]
+        return lambda event: None if only.value(event) is None else fill(event)
+    return fill
+
+
+def compile_key(text: str, event_type: type[BaseModel], owner: str) -> Filler:
+    """`compile_text` for a string that is still to be parsed and checked; a constant gives itself.
+
+    Raises RouteError as `Template` and `Template.check` do.
+    """
+    template = Template(text, owner)
+    template.check(event_type, owner)
+    return compile_text(template, owner)
+
+
+def _assemble(template: Template, fill_part: Callable[[_Part, Any], str]) -> Filler:
+    if template.literal is not None:
+        literal = template.literal
+        return lambda event: literal
+    if len(template.parts) == 1:
+        only = template.parts[0]
+        if isinstance(only, _Part):
+            return lambda event: fill_part(only, event)
+    parts = tuple(template.parts)
+
+    def fill(event: Any) -> str:
+        return "".join([part if isinstance(part, str) else fill_part(part, event) for part in parts])
+
+    return fill

@@ -1,0 +1,89 @@
+"""What a transport must implement to carry messages, and the names that go with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from dispytch_integrations._deadlines import Deadlines
+from dispytch_integrations.errors import DispytchError, ProducerTimeout
+from dispytch_integrations.events import BackendConfig, EventRoute
+from dispytch_integrations.message import Message
+
+__all__ = ["BackendConfig", "EventRoute", "Producer", "ProducerTimeout"]
+
+
+class Producer(ABC):
+    """Sends to one transport. Implement `send`, as in dispytch; override `deliver` to send many at once.
+
+        class FileProducer(Producer):
+            routes = (FileRoute,)
+
+            async def send(self, payload, route, config=None):
+                Path(route.path).write_bytes(payload)
+    """
+
+    routes: ClassVar[tuple[type[EventRoute], ...]] = (EventRoute,)
+    """The routes it can send to; by default all."""
+
+    timeout: float | None = None
+    """Seconds this producer wants for one emit; None: the emitter's default."""
+
+    @abstractmethod
+    async def send(self, payload: bytes, route: EventRoute, config: BackendConfig | None = None) -> None:
+        """Send one payload; return when it is confirmed.
+
+        `route` and `config` are filled: no `{field}` parts are left. Raise ProducerTimeout when the confirmation
+        does not come, UnroutableError when nobody takes it, another DeliveryError when it is refused.
+        """
+
+    async def deliver(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Exception | None]:
+        """Send messages, in order per destination and ordering key; return one outcome each: None or its error.
+
+        A message's failure is its outcome and never raised; raised is what hinders all of them: NotStartedError,
+        WrongLoopError. After `timeout` seconds (None: no limit) those still unconfirmed get
+        ProducerTimeout. The default calls `send` for one after the other.
+        """
+        if len(messages) == 1:
+            return [await self._send_one(messages[0], timeout)]
+        outcomes: list[Exception | None] = []
+        deadlines = self._send_deadlines
+        try:
+            with deadlines.limit(timeout):
+                for message in messages:
+                    outcomes.append(await self._send_one(message, None))
+        except TimeoutError:
+            outcomes.extend(
+                ProducerTimeout(f"{message!r} was not confirmed within {timeout} s")
+                for message in messages[len(outcomes) :]
+            )
+        return outcomes
+
+    async def _send_one(self, message: Message, timeout: float | None) -> Exception | None:
+        route = message.route
+        if route is None:
+            raise DispytchError(f"{message!r} has no route; {type(self).__name__} must implement deliver()")
+        payload = b"" if message.payload is None else message.payload
+        limit = self._send_deadlines.limit(timeout)
+        try:
+            with limit:
+                await self.send(payload, route, message.config)
+        except TimeoutError as exc:
+            if not limit.expired:
+                return exc
+            timed_out = ProducerTimeout(f"{message!r} was not confirmed within {timeout} s: it may have been delivered")
+            timed_out.__cause__ = exc
+            return timed_out
+        except Exception as exc:  # A message's failure is its outcome; the caller sees every one of them.
+            return exc
+        return None
+
+    @property
+    def _send_deadlines(self) -> Deadlines:
+        # Not in __init__: a producer written for dispytch does not call ours.
+        try:
+            return self.__deadlines
+        except AttributeError:
+            self.__deadlines: Deadlines = Deadlines()
+            return self.__deadlines

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
 
 from dispytch_integrations._prepare import MessageSettings, Prepare, compile_prepare
 from dispytch_integrations.errors import RouteError
@@ -13,9 +14,12 @@ from dispytch_integrations.message import Message
 from dispytch_integrations.producer import Producer
 from dispytch_integrations.serialization import JSONSerializer, Serializer
 
-__all__ = ["Outlet"]
+__all__ = ["OnTimeout", "Outlet"]
 
 logger = logging.getLogger(__name__)
+
+OnTimeout = Callable[[Any], "Awaitable[object] | object"]
+"""Called with the event that was not confirmed in time; may be async."""
 
 
 class Outlet:
@@ -32,6 +36,7 @@ class Outlet:
         cloudevents: bool | str = False,
         source: str | None = None,
         hooks: Sequence[Hook] = (),
+        on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
     ) -> None:
         self.alias = alias
         self.producer = producer
@@ -45,8 +50,14 @@ class Outlet:
             before_send=tuple(hook.before_send for hook in hooks if _overrides(hook, "before_send")),
             wants_route=type(producer).deliver is Producer.deliver,
         )
+        self.on_timeout: OnTimeout | None = None
+        if on_timeout == "log":
+            self.on_timeout = _log_timeout
+        elif on_timeout != "raise":
+            self.on_timeout = on_timeout
         self._sent_hooks = tuple(hook.sent for hook in hooks if _overrides(hook, "sent"))
         self._failed_hooks = tuple(hook.failed for hook in hooks if _overrides(hook, "failed"))
+        self.has_hooks = bool(self._sent_hooks or self._failed_hooks)
 
     def takes(self, cls: type[EventBase]) -> bool:
         """Can events of `cls` go here, by the type of their route?"""
@@ -65,11 +76,12 @@ class Outlet:
     async def deliver(self, messages: Sequence[Message]) -> list[Exception | None]:
         """Send messages; one outcome each: None, or its error. Raises NotStartedError, WrongLoopError."""
         outcomes = await self.producer.deliver(messages, timeout=self.timeout)
-        if self._sent_hooks or self._failed_hooks:
-            self._call_hooks(messages, outcomes)
+        if self.has_hooks:
+            self.call_hooks(messages, outcomes)
         return outcomes
 
-    def _call_hooks(self, messages: Sequence[Message], outcomes: Sequence[Exception | None]) -> None:
+    def call_hooks(self, messages: Sequence[Message], outcomes: Sequence[Exception | None]) -> None:
+        """Tell the hooks what became of the messages."""
         for message, error in zip(messages, outcomes, strict=True):
             if error is None:
                 for sent in self._sent_hooks:
@@ -77,6 +89,10 @@ class Outlet:
             else:
                 for failed in self._failed_hooks:
                     _guarded(failed, message, error)
+
+
+def _log_timeout(event: EventBase) -> None:
+    logger.warning("%s was not confirmed in time; it may have been delivered", type(event).__qualname__)
 
 
 def _overrides(hook: Hook, name: str) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any, Protocol, TypeVar
 
-from dispytch_integrations._outlet import Outlet
+from dispytch_integrations._outlet import OnTimeout, Outlet
 from dispytch_integrations._prepare import Prepare, require_route
-from dispytch_integrations.errors import ProducerTimeout
+from dispytch_integrations.errors import DispytchError, NotStartedError, ProducerTimeout
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
@@ -18,13 +18,9 @@ from dispytch_integrations.serialization import Serializer
 
 __all__ = ["DEFAULT_TIMEOUT", "EventEmitter", "OnTimeout"]
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_TIMEOUT = 5.0
 """Seconds an emit waits for the broker's confirmation unless told otherwise."""
 
-OnTimeout = Callable[[Any], "Awaitable[object] | object"]
-"""Called with the event that was not confirmed in time; may be async."""
 _Callback = TypeVar("_Callback", bound=OnTimeout)
 
 
@@ -64,19 +60,19 @@ class EventEmitter:
         if timeout is None:
             # A producer written for dispytch knows no such attribute.
             timeout = getattr(producer, "timeout", None) or DEFAULT_TIMEOUT
-        outlet = Outlet(producer, serializer=serializer, timeout=timeout, hooks=hooks)
-        self._setup(_OneOutlet(outlet), _log_timeout)
+        outlet = Outlet(producer, serializer=serializer, timeout=timeout, hooks=hooks, on_timeout="log")
+        self._setup(_OneOutlet(outlet))
 
     @classmethod
-    def over(cls, outlets: Outlets, on_timeout: OnTimeout | None) -> EventEmitter:
-        """An emitter over brokers that are managed; `on_timeout` None: ProducerTimeout is raised."""
+    def over(cls, outlets: Outlets) -> EventEmitter:
+        """An emitter over brokers that are managed."""
         emitter = cls.__new__(cls)
-        emitter._setup(outlets, on_timeout)
+        emitter._setup(outlets)
         return emitter
 
-    def _setup(self, outlets: Outlets, on_timeout: OnTimeout | None) -> None:
+    def _setup(self, outlets: Outlets) -> None:
         self._outlets = outlets
-        self._on_timeout = on_timeout
+        self._on_timeout: OnTimeout | None = None
         self._plans: dict[type[Any], tuple[Outlet, Prepare]] = {}
 
     @property
@@ -103,11 +99,10 @@ class EventEmitter:
         """
         plan = self._plans.get(type(event))
         outlet, prepare = plan if plan is not None else self._plan(type(event))
-        message = prepare(event, headers)
-        outcomes = await outlet.deliver((message,))
+        outcomes = await outlet.deliver((prepare(event, headers),))
         error = outcomes[0]
         if error is not None:
-            await self._report(event, error)
+            await self._report(outlet, event, error)
 
     async def emit_many(self, events: Iterable[EventBase], *, headers: Mapping[str, Any] | None = None) -> None:
         """Send many events at once; return when the broker has confirmed them all.
@@ -117,18 +112,30 @@ class EventEmitter:
 
         Raises one ExceptionGroup with the error of each event that failed; each has a note that names its event.
         """
-        messages = self.prepare_many(events, headers)
-        by_outlet: dict[Outlet, list[Message]] = {}
-        for outlet, message in messages:
-            by_outlet.setdefault(outlet, []).append(message)
+        await self.deliver_many(self.prepare_many(events, headers))
+
+    async def deliver(self, outlet: Outlet, message: Message) -> None:
+        """The second half of `emit`: send what `prepare` made. Raises as `emit` does when sending."""
+        error = (await outlet.deliver((message,)))[0]
+        if error is not None:
+            await self._report(outlet, message.event, error)
+
+    async def deliver_many(self, prepared: Sequence[tuple[Outlet, Message]]) -> None:
+        """The second half of `emit_many`: send what `prepare_many` made. Raises as `emit_many` does when sending."""
+        batches: dict[Outlet, list[Message]] = {}
+        for outlet, message in prepared:
+            batches.setdefault(outlet, []).append(message)
+        if len(batches) == 1:
+            delivered = [await outlet.deliver(batch) for outlet, batch in batches.items()]
+        else:
+            delivered = await asyncio.gather(*(_all_fail(outlet, batch) for outlet, batch in batches.items()))
         failures: list[Exception] = []
-        for outlet, batch in by_outlet.items():
-            outcomes = await outlet.deliver(batch)
+        for (outlet, batch), outcomes in zip(batches.items(), delivered, strict=True):
             for message, error in zip(batch, outcomes, strict=True):
                 if error is not None:
-                    await self._collect(message, error, failures)
+                    await self._collect(outlet, message, error, failures)
         if failures:
-            raise ExceptionGroup(f"{len(failures)} of {len(messages)} events were not confirmed", failures)
+            raise ExceptionGroup(f"{len(failures)} of {len(prepared)} events were not confirmed", failures)
 
     def prepare(self, event: EventBase, headers: Mapping[str, Any] | None = None) -> tuple[Outlet, Message]:
         """The event's message and the broker it goes to, without any I/O. Raises as `emit` does before sending."""
@@ -145,6 +152,8 @@ class EventEmitter:
         for index, event in enumerate(events):
             try:
                 prepared.append(self.prepare(event, headers))
+            except NotStartedError:
+                raise
             except Exception as exc:
                 exc.add_note(f"event {index} of emit_many: {type(event).__qualname__}")
                 failures.append(exc)
@@ -172,22 +181,28 @@ class EventEmitter:
         plan = self._plans[cls] = (outlet, outlet.compile(cls))
         return plan
 
-    async def _report(self, event: EventBase, error: Exception) -> None:
-        callback = self._on_timeout
-        if callback is None or not isinstance(error, ProducerTimeout):
+    async def _report(self, outlet: Outlet, event: EventBase | None, error: Exception) -> None:
+        callback = self._on_timeout or outlet.on_timeout
+        if callback is None or event is None or not isinstance(error, ProducerTimeout):
             raise error
         result = callback(event)
         if isawaitable(result):
             await result
 
-    async def _collect(self, message: Message, error: Exception, failures: list[Exception]) -> None:
+    async def _collect(self, outlet: Outlet, message: Message, error: Exception, failures: list[Exception]) -> None:
         try:
-            if message.event is None:
-                raise error
-            await self._report(message.event, error)
+            await self._report(outlet, message.event, error)
         except Exception as exc:
             exc.add_note(repr(message))
             failures.append(exc)
+
+
+async def _all_fail(outlet: Outlet, batch: Sequence[Message]) -> list[Exception | None]:
+    """Deliver one broker's part; what hinders all of it becomes the outcome of each: other brokers have sent theirs."""
+    try:
+        return await outlet.deliver(batch)
+    except DispytchError as exc:
+        return [exc] * len(batch)
 
 
 class _OneOutlet:
@@ -202,11 +217,3 @@ class _OneOutlet:
     @property
     def producers(self) -> Mapping[str, Producer]:
         return {self._outlet.alias: self._outlet.producer}
-
-
-def _log_timeout(event: EventBase) -> None:
-    logger.warning("%s was not confirmed in time; it may have been delivered", type(event).__qualname__)
-
-
-log_timeout: OnTimeout = _log_timeout
-"""The callback behind `on_timeout="log"`."""

@@ -1,0 +1,308 @@
+"""One managed broker: its state, its start and stop, and the detection of outages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from dispytch_integrations._outlet import Outlet
+from dispytch_integrations.backend import Backend, BrokerOptions, scrub
+from dispytch_integrations.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    DispytchError,
+    NotStartedError,
+    UnconfirmedError,
+    WrongLoopError,
+    WrongProcessError,
+)
+from dispytch_integrations.message import Message
+
+__all__ = ["Broker", "State"]
+
+logger = logging.getLogger(__name__)
+
+State = Literal["new", "starting", "up", "down", "stopping", "stopped"]
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
+_PROBE_DELAY = 0.5
+_CLOSE_GRACE = 1.0
+"""Seconds a client gets to close after its flush was cut off."""
+
+
+class Broker(Outlet):
+    """A backend with its settings and its state.
+
+    `state`: "new", "starting" (the first connection is being made), "up", "down" (known not to answer: emits fail
+    at once), "stopping", "stopped". `since`: when it changed, seconds of `time.time()`. `last_error`: what happened
+    last, scrubbed of secrets; None: nothing yet. `in_flight`: messages handed over and not yet confirmed.
+    """
+
+    def __init__(self, alias: str, backend: Backend, options: BrokerOptions) -> None:
+        super().__init__(
+            backend.producer,
+            alias=alias,
+            serializer=options.serializer,
+            timeout=options.timeout,
+            prefix=options.prefix,
+            cloudevents=options.cloudevents,
+            source=options.source,
+            hooks=options.hooks,
+            on_timeout=options.on_timeout,
+        )
+        self.backend = backend
+        self.options = options
+        self.state: State = "new"
+        self.since = time.time()
+        self.last_error: str | None = None
+        self.in_flight = 0
+        self._up = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._decided = asyncio.Event()  # set while the state is neither "new" nor "starting"
+        self._idle = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> asyncio.Task[None]:
+        """Start connecting in a task; it ends when connected, or raises what hinders it.
+
+        A required broker is tried again until `startup_timeout` has passed, another one without end.
+        """
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._decided, self._idle = asyncio.Event(), asyncio.Event()
+        self._change("starting")
+        limit = self.options.startup_timeout if self.options.required else None
+        self._connecting = asyncio.create_task(self._connect(limit), name=f"dispytch start {self.alias}")
+        return self._connecting
+
+    async def _connect(self, limit: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        end = None if limit is None else loop.time() + limit
+        delay = _FIRST_DELAY
+        while True:
+            attempt = self.options.startup_timeout if end is None else end - loop.time()
+            try:
+                async with asyncio.timeout(attempt):
+                    await self.backend.start()
+            except ConfigurationError as exc:
+                self._failed("stopped" if self.options.required else "down", exc)
+                raise
+            except Exception as exc:
+                error = exc
+            else:
+                self._change("up")
+                return
+            if end is not None and loop.time() + delay >= end:
+                self._failed("down", error)
+                raise BrokerUnavailableError(f"{self.backend.address} {self._tell(error)}") from error
+            if end is None:
+                self._failed("down", error)
+            else:
+                self.last_error = self._tell(error)
+            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    # -- delivering ----------------------------------------------------------------------------------------------
+
+    async def deliver(self, messages: Sequence[Message]) -> list[Exception | None]:
+        """Send messages, as Outlet.deliver; while the broker is known to be down they fail at once."""
+        if not self._up:
+            return await self._deliver_when_up(messages)
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_place()
+        return await self._deliver(messages, self.timeout)
+
+    async def _deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Exception | None]:
+        self.in_flight += len(messages)
+        try:
+            outcomes = await self.producer.deliver(messages, timeout=timeout)
+        finally:
+            self.in_flight -= len(messages)
+            if self.in_flight == 0 and self.state == "stopping":
+                self._idle.set()
+        for error in outcomes:
+            if isinstance(error, (BrokerUnavailableError, UnconfirmedError)):
+                self._suspect()
+                break
+        if self.has_hooks:
+            self.call_hooks(messages, outcomes)
+        return outcomes
+
+    async def _deliver_when_up(self, messages: Sequence[Message]) -> list[Exception | None]:
+        if self.state in ("new", "stopping", "stopped"):
+            raise self._not_started()
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_place()
+        timeout = self.timeout
+        started = self._loop.time()
+        if self.state == "starting":
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._decided.wait()
+            except TimeoutError:
+                return self._refuse(messages, f"is still being connected to after {timeout} s")
+        if self.state == "down":
+            return self._refuse(messages, f"is down: {self.last_error}")
+        if not self._up:
+            raise self._not_started()
+        if timeout is not None:
+            timeout = max(0.001, timeout - (self._loop.time() - started))
+        return await self._deliver(messages, timeout)
+
+    def _refuse(self, messages: Sequence[Message], why: str) -> list[Exception | None]:
+        outcomes: list[Exception | None] = [
+            BrokerUnavailableError(f"{message!r} was not sent: {self.backend.address} {why}") for message in messages
+        ]
+        if self.has_hooks:
+            self.call_hooks(messages, outcomes)
+        return outcomes
+
+    # -- outages -------------------------------------------------------------------------------------------------
+
+    async def ping(self, timeout: float | None = None) -> None:
+        """Ask the broker for an answer within `timeout` seconds (None: the broker's `timeout`).
+
+        Raises NotStartedError, WrongLoopError, BrokerUnavailableError.
+        """
+        if self.state in ("new", "stopping", "stopped"):
+            raise self._not_started()
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_place()
+        if self.state == "starting":
+            raise BrokerUnavailableError(f"{self.backend.address} is still being connected to")
+        limit = timeout if timeout is not None else self.timeout
+        try:
+            async with asyncio.timeout(limit):
+                await self.backend.ping()
+        except Exception as exc:
+            raise BrokerUnavailableError(f"{self.backend.address} {self._tell(exc, limit)}") from exc
+
+    def _suspect(self) -> None:
+        """A delivery was not confirmed: find out whether the broker is down, without holding anybody up."""
+        if self._up and self._probing is None:
+            self._probing = asyncio.create_task(self._probe(), name=f"dispytch probe {self.alias}")
+
+    async def _probe(self) -> None:
+        delay = _PROBE_DELAY
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self.timeout):
+                        await self.backend.ping()
+                except Exception as exc:
+                    if self._up:
+                        logger.warning("broker %r (%s) is down: %s", self.alias, self.backend.address, self._tell(exc))
+                    self._failed("down", exc)
+                else:
+                    if not self._up:
+                        logger.info("broker %r (%s) is up again", self.alias, self.backend.address)
+                        self._change("up")
+                    return
+                await asyncio.sleep(delay * random.uniform(0.75, 1.25))
+                delay = min(delay * 1.5, _LONGEST_DELAY)
+        finally:
+            self._probing = None
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Refuse new messages, give those in flight `shutdown_timeout` seconds, close. Logs what was abandoned."""
+        if self.state in ("new", "stopped"):
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.options.shutdown_timeout
+        self._change("stopping")
+        for task in (self._connecting, self._probing):
+            await _cancelled(task)
+        if self.in_flight:
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._idle.wait()
+            except TimeoutError:
+                pass
+        closing = asyncio.create_task(self.backend.stop(), name=f"dispytch stop {self.alias}")
+        _, pending = await asyncio.wait({closing}, timeout=max(end - loop.time(), 0.1))
+        if pending:
+            closing.cancel()
+            await asyncio.wait({closing}, timeout=_CLOSE_GRACE)
+        if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
+            logger.warning("broker %r (%s) did not close: %s", self.alias, self.backend.address, self._tell(error))
+        if self.in_flight or pending:
+            logger.error(
+                "broker %r (%s) was closed before all was confirmed: %d events abandoned; they may have been delivered",
+                self.alias,
+                self.backend.address,
+                self.in_flight,
+            )
+        self._change("stopped")
+
+    def abandon(self) -> None:
+        """Forget a connection whose event loop is gone: nothing on it can be awaited any more."""
+        self._up = False
+        self.state, self.since = "stopped", time.time()
+
+    # -- states and texts ----------------------------------------------------------------------------------------
+
+    @property
+    def loop_is_gone(self) -> bool:
+        """Was it started on an event loop that has been closed, or in another process?"""
+        return self._loop is not None and (self._loop.is_closed() or self._pid != os.getpid())
+
+    def _change(self, state: State) -> None:
+        self.state, self.since = state, time.time()
+        self._up = state == "up"
+        if state not in ("new", "starting"):
+            self._decided.set()
+
+    def _failed(self, state: State, error: BaseException) -> None:
+        self.last_error = self._tell(error)
+        if self.state != state:
+            self._change(state)
+
+    def _tell(self, error: BaseException, timeout: float | None = None) -> str:
+        """What an error says, without secrets."""
+        if isinstance(error, TimeoutError) and not isinstance(error, DispytchError):
+            limit = timeout if timeout is not None else self.timeout
+            return f"did not answer within {limit} s" if limit is not None else "did not answer in time"
+        text = str(error) or type(error).__name__
+        return scrub(text, self.backend.secrets)
+
+    def _not_started(self) -> NotStartedError:
+        if self.state == "new":
+            return NotStartedError(
+                f"the connection to broker {self.alias!r} ({self.backend.address}) was not opened: "
+                f"emit inside `async with connect(...) as emitter:`, or after the app's lifespan has started"
+            )
+        return NotStartedError(
+            f"the connection to broker {self.alias!r} ({self.backend.address}) is closed: the event was emitted "
+            f"after the `async with connect(...)` block ended or the app shut down; emit before, or enter it again"
+        )
+
+    def _wrong_place(self) -> DispytchError:
+        if self._pid != os.getpid():
+            return WrongProcessError(
+                f"the connection to broker {self.alias!r} was opened in process {self._pid}, before a fork; "
+                f"open one in this process: call connect() after the fork"
+            )
+        return WrongLoopError(
+            f"the connection to broker {self.alias!r} belongs to another event loop; emit on the loop that opened it "
+            f"(from a thread: BlockingEmitter or BlockingEmitterDep), or open one with connect() on this loop"
+        )
+
+
+async def _cancelled(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end, whatever it is."""
+    if task is None or task.done():
+        return
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # Seen: it was reported where it happened.

@@ -1,0 +1,282 @@
+"""Several backends as one: routing, start, stop. `connect()` is what most apps need."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
+
+from dispytch_integrations._broker import Broker
+from dispytch_integrations._outlet import OnTimeout
+from dispytch_integrations.emitter import EventEmitter
+from dispytch_integrations.errors import DispytchError, NotStartedError, RouteError, StartupError, WrongLoopError
+from dispytch_integrations.events import EventBase
+from dispytch_integrations.hooks import Hook
+from dispytch_integrations.producer import Producer
+from dispytch_integrations.serialization import Serializer
+from dispytch_integrations.settings import Config, load_brokers
+
+__all__ = ["Brokers", "connect"]
+
+logger = logging.getLogger(__name__)
+
+
+class Brokers(AbstractAsyncContextManager[EventEmitter]):
+    """The brokers of an app and their one emitter; made by `connect`.
+
+    Use it as `async with`, or call `start` and `stop`. Both are counted: entered twice, it is opened once and
+    closed at the second exit. After the last exit it can be entered again, on another event loop too.
+    """
+
+    def __init__(self, config: Config, options: Mapping[str, Any]) -> None:
+        self._config = config
+        self._options = options
+        self._brokers: dict[str, Broker] = {}
+        self._users = 0
+        self._starting: asyncio.Task[None] | None = None
+        self.emitter = EventEmitter.over(self)
+        """The emitter of all brokers; raises NotStartedError until they are started."""
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect to all brokers, in parallel; those that do not answer are tried again until `startup_timeout`.
+
+        Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
+        was not reached: those that were are closed again. A broker with `required=False` is connected in the
+        background.
+        """
+        self._leave_dead_loop()
+        self._users += 1
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="dispytch start")
+        starting = self._starting
+        if starting.get_loop() is not asyncio.get_running_loop():
+            self._users -= 1
+            raise WrongLoopError(
+                "these brokers are open on another event loop; stop them there first, or connect() anew on this one"
+            )
+        try:
+            # Shielded: one user who gives up does not end the start for the others.
+            await asyncio.shield(starting)
+        except BaseException:
+            self._users -= 1
+            if self._users == 0:
+                self._starting = None
+                await _finished(starting)
+                await self._stop()
+            raise
+
+    async def stop(self) -> None:
+        """Undo one `start`; the last one refuses new emits, waits for those in flight, and closes the connections.
+
+        Harmless when not started.
+        """
+        if self._users == 0:
+            return
+        self._users -= 1
+        if self._users == 0:
+            starting, self._starting = self._starting, None
+            if starting is not None:
+                await _finished(starting)
+            await self._stop()
+
+    async def __aenter__(self) -> EventEmitter:
+        await self.start()
+        return self.emitter
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _start(self) -> None:
+        specs = load_brokers(self._config, self._options)
+        self._brokers = {spec.alias: Broker(spec.alias, spec.backend, spec.options) for spec in specs}
+        self.emitter.forget_plans()
+        tasks = {broker: broker.begin() for broker in self._brokers.values()}
+        for broker, task in tasks.items():
+            if not broker.options.required:
+                task.add_done_callback(_log_failure)
+        required = [broker for broker in tasks if broker.options.required]
+        try:
+            outcomes = await asyncio.gather(*(tasks[broker] for broker in required), return_exceptions=True)
+        except asyncio.CancelledError:
+            await self._stop()
+            raise
+        failures = [
+            (broker, error)
+            for broker, error in zip(required, outcomes, strict=True)
+            if isinstance(error, BaseException)
+        ]
+        if failures:
+            await self._stop()
+            raise _startup_error(failures)
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(broker.stop() for broker in self._brokers.values()))
+
+    def _leave_dead_loop(self) -> None:
+        """Start over when the loop of the last start is gone: closed without a stop, or left behind by a fork."""
+        if any(broker.loop_is_gone for broker in self._brokers.values()):
+            for broker in self._brokers.values():
+                broker.abandon()
+            self._users = 0
+            self._starting = None
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Has `start` been called more often than `stop`?"""
+        return self._users > 0
+
+    @property
+    def brokers(self) -> Mapping[str, Broker]:
+        """The brokers by alias; empty before the first start."""
+        return MappingProxyType(self._brokers)
+
+    @property
+    def producers(self) -> Mapping[str, Producer]:
+        """The producers by alias; empty before the first start."""
+        return {alias: broker.producer for alias, broker in self._brokers.items()}
+
+    async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
+        """Ask every broker for an answer, in parallel; by alias None, or what is wrong.
+
+        `timeout`: seconds; None: each broker's own.
+        """
+        if not self._brokers:
+            raise self._not_started()
+        outcomes = await asyncio.gather(
+            *(broker.ping(timeout) for broker in self._brokers.values()), return_exceptions=True
+        )
+        answers: dict[str, DispytchError | None] = {}
+        for alias, outcome in zip(self._brokers, outcomes, strict=True):
+            if outcome is not None and not isinstance(outcome, DispytchError):
+                raise outcome
+            answers[alias] = outcome
+        return answers
+
+    # -- routing -------------------------------------------------------------------------------------------------
+
+    def outlet_for(self, cls: type[EventBase]) -> Broker:
+        """The broker that takes events of `cls`: `__broker__`, else the only one that takes the route, else "default".
+
+        Raises RouteError that names the candidates, NotStartedError before the first start.
+        """
+        brokers = self._brokers
+        if not brokers:
+            raise self._not_started()
+        alias = cls.__broker__
+        if alias is not None:
+            if alias not in brokers:
+                raise RouteError(f"{cls.__qualname__}.__broker__ is {alias!r}; configured are {_names(brokers)}")
+            return brokers[alias]
+        candidates = {name: broker for name, broker in brokers.items() if broker.takes(cls)}
+        if len(candidates) == 1:
+            return next(iter(candidates.values()))
+        if "default" in candidates:
+            return candidates["default"]
+        route = type(cls.__route__).__name__
+        if not candidates:
+            configured = ", ".join(f"{name!r} ({broker.backend.address})" for name, broker in brokers.items())
+            raise RouteError(f"{cls.__qualname__} has a {route}, which no broker takes; configured are {configured}")
+        raise RouteError(
+            f"{cls.__qualname__} has a {route}, which {_names(candidates)} would take; "
+            f"write __broker__ = {next(iter(candidates))!r} on the class, or call one of them 'default'"
+        )
+
+    def _not_started(self) -> NotStartedError:
+        return NotStartedError(
+            "the emitter's connection was never opened. Likely causes: TestClient without `with` (write "
+            "`with TestClient(app) as client:`), a lifespan on a mounted sub-app (put it on the outermost app), "
+            "or a missing `async with connect(...) as emitter:`"
+        )
+
+
+def connect(
+    config: Config = None,
+    *,
+    timeout: float | None = 5.0,
+    startup_timeout: float = 30.0,
+    shutdown_timeout: float = 10.0,
+    required: bool = True,
+    on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
+    source: str | None = None,
+    cloudevents: bool | str = True,
+    prefix: str = "",
+    hooks: Sequence[Hook] = (),
+    serializer: Serializer | None = None,
+    client: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Brokers:
+    """The emitter of one or several brokers, connected inside an `async with` block.
+
+        async with connect("kafka://localhost:9092", acks="all") as emitter:
+            await emitter.emit(OrderPlaced(order_id=1))
+
+    `config`: a URL; a mapping of aliases to URLs or to mappings with `url` and options; a function that returns one
+    of them, called at start; None: the environment variable DISPYTCH_URL.
+    `timeout`: seconds an emit waits for the broker's confirmation; None waits without end.
+    `startup_timeout`: seconds during which a broker that does not answer is tried again before the start fails.
+    `shutdown_timeout`: seconds that events in flight get at the end.
+    `required`: False: the start does not wait for the broker; it is connected in the background.
+    `on_timeout`: what an emit that is not confirmed in time does: raise ProducerTimeout, log, or call with the event.
+    `source`: CloudEvents `source`; None: "/" and the top-level package of the event's class.
+    `cloudevents`: identity headers; False: none; a str: their prefix instead of the transport's own.
+    `prefix`: goes in front of every topic, exchange, channel and stream.
+    `hooks`: see `dispytch_integrations.hooks`.
+    `serializer`: how events become bytes; None: JSON.
+    `client`: options of the underlying client whose names are ours.
+    `options`: the transport's own (see its `...Options` class) or the underlying client's.
+
+    All of them are defaults for every broker: a broker's own mapping comes before them, its URL's query before that.
+
+    Nothing is read or checked before the start. Raises there ConfigurationError, MissingExtraError, StartupError.
+    """
+    ours: dict[str, Any] = {
+        "timeout": timeout,
+        "startup_timeout": startup_timeout,
+        "shutdown_timeout": shutdown_timeout,
+        "required": required,
+        "on_timeout": on_timeout,
+        "source": source,
+        "cloudevents": cloudevents,
+        "prefix": prefix,
+        "hooks": hooks,
+        "serializer": serializer,
+        "client": {} if client is None else client,
+    }
+    return Brokers(config, {**ours, **options})
+
+
+def _names(brokers: Mapping[str, Broker]) -> str:
+    return " and ".join(repr(name) for name in brokers)
+
+
+def _startup_error(failures: Sequence[tuple[Broker, BaseException]]) -> BaseException:
+    configuration = [error for _, error in failures if not isinstance(error, ConnectionError)]
+    if configuration:
+        return configuration[0]
+    told = "; ".join(f"broker {broker.alias!r}: {error}" for broker, error in failures)
+    limit = max(broker.options.startup_timeout for broker, _ in failures)
+    failed = StartupError(f"not connected within startup_timeout={limit:g} s: {told}")
+    failed.__cause__ = failures[0][1]
+    return failed
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("a broker with required=False is not usable: %s", error)
+
+
+async def _finished(task: asyncio.Task[None]) -> None:
+    """Cancel a task if it still runs, and wait for its end."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # Seen: whoever started it was told.

@@ -1,0 +1,218 @@
+"""From URLs and mappings to backends with typed options. All that is wrong is told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from dispytch_integrations._templates import nearest
+from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL
+from dispytch_integrations.errors import ConfigurationError
+
+__all__ = ["BrokerSpec", "Config", "load_brokers"]
+
+Config = str | Mapping[str, Any] | Callable[[], "str | Mapping[str, Any]"] | None
+"""A URL, a mapping of aliases to URLs or option mappings, a function that returns one of them, or None (DISPYTCH_URL)."""
+
+_KAFKA = "dispytch_integrations.kafka:KafkaBackend"
+_RABBITMQ = "dispytch_integrations.rabbitmq:RabbitMQBackend"
+_REDIS = "dispytch_integrations.redis:RedisBackend"
+_MEMORY = "dispytch_integrations.memory:MemoryBackend"
+
+_SCHEMES = {
+    "kafka": _KAFKA,
+    "kafka+ssl": _KAFKA,
+    "rabbitmq": _RABBITMQ,
+    "amqp": _RABBITMQ,
+    "amqps": _RABBITMQ,
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "unix": _REDIS,
+    "valkey": _REDIS,
+    "valkeys": _REDIS,
+    "redis+sentinel": _REDIS,
+    "redis+cluster": _REDIS,
+    "memory": _MEMORY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSpec:
+    """One broker, read from the settings and not yet connected."""
+
+    alias: str
+    backend: Backend
+    options: BrokerOptions
+
+
+def load_brokers(config: Config, keywords: Mapping[str, Any]) -> list[BrokerSpec]:
+    """Read the settings of all brokers.
+
+    `keywords` are defaults for every broker; a broker's own mapping comes before them, its URL's query before that:
+    the nearer to the broker, the stronger.
+
+    Raises ConfigurationError with everything that is wrong: no broker, an unknown scheme or option, a wrong value;
+    MissingExtraError when a client library is missing and nothing else is wrong.
+    """
+    problems: list[str] = []
+    errors: list[ConfigurationError] = []
+    specs: list[BrokerSpec] = []
+    for alias, settings in _aliases(config).items():
+        try:
+            specs.append(_load_one(alias, settings, keywords))
+        except ConfigurationError as exc:
+            errors.append(exc)
+            problems.extend(f"broker {alias!r}: {problem}" for problem in exc.problems)
+    if len(errors) == 1 and len(problems) == 1 and type(errors[0]) is not ConfigurationError:
+        raise errors[0]
+    if problems:
+        raise ConfigurationError(problems)
+    return specs
+
+
+def _aliases(config: Config) -> dict[str, dict[str, Any]]:
+    """Each alias with its settings, `url` among them. Raises ConfigurationError when there is no broker at all."""
+    if callable(config):
+        config = config()
+    if config is None:
+        config = os.environ.get("DISPYTCH_URL", "").strip()
+        if not config:
+            raise ConfigurationError(
+                "no broker is configured: pass a URL, as in connect('kafka://localhost:9092'), "
+                "or set the environment variable DISPYTCH_URL"
+            )
+    if isinstance(config, str):
+        if not config.strip():
+            raise ConfigurationError("the broker's URL is empty; write for example 'kafka://localhost:9092'")
+        return {"default": {"url": config}}
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(
+            f"a {type(config).__name__} configures no broker; give a URL, a mapping of aliases, or a function "
+            f"that returns one of them"
+        )
+    if not config:
+        raise ConfigurationError("the mapping of brokers is empty; write {'default': 'kafka://localhost:9092'}")
+    if "url" in config:
+        raise ConfigurationError(
+            "the mapping starts with aliases, not with 'url'; write {'default': {'url': ..., 'timeout': 2.0}}"
+        )
+    return {alias: _settings_of(alias, value) for alias, value in config.items()}
+
+
+def _settings_of(alias: object, value: object) -> dict[str, Any]:
+    if not isinstance(alias, str) or not alias:
+        raise ConfigurationError(f"a broker's alias is a str such as 'default', not {alias!r}")
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    return {"url": value}
+
+
+def _load_one(alias: str, settings: dict[str, Any], keywords: Mapping[str, Any]) -> BrokerSpec:
+    url = _read_url(settings.pop("url", None))
+    backend_type = _backend_type(url.scheme)
+    backend_type.require_client()
+    given = {**keywords, **settings, **_from_text(url, backend_type)}
+    ours, clients = _split(given, url, backend_type)
+    options = _validate(backend_type.options_type, ours)
+    client_options = {**clients, **options.client}
+    problems = list(_unknown(options.client, backend_type.client_option_names(url), "client="))
+    if problems:
+        raise ConfigurationError(problems)
+    return BrokerSpec(alias, backend_type(url, options, client_options), options)
+
+
+def _read_url(url: object) -> BrokerURL:
+    if callable(url):
+        url = url()
+    if isinstance(url, BrokerURL):
+        return url
+    if url is None:
+        raise ConfigurationError("there is no 'url'; write {'url': 'kafka://localhost:9092', ...}")
+    if not isinstance(url, str):
+        raise ConfigurationError(f"the URL is a {type(url).__name__}; write a str such as 'kafka://localhost:9092'")
+    return BrokerURL.parse(url)
+
+
+def _backend_type(scheme: str) -> type[Backend]:
+    path = _SCHEMES.get(scheme)
+    if path is None:
+        raise ConfigurationError(
+            f"nobody serves {scheme}://{nearest(scheme, list(_SCHEMES))}; write one of "
+            + ", ".join(f"{known}://" for known in _SCHEMES)
+        )
+    module, _, name = path.partition(":")
+    backend_type: type[Backend] = getattr(import_module(module), name)
+    return backend_type
+
+
+def _from_text(url: BrokerURL, backend_type: type[Backend]) -> dict[str, Any]:
+    """The URL's query, with the values of the client's options read by the type of their defaults."""
+    ours = backend_type.options_type.model_fields
+    defaults = backend_type.client_option_names(url)
+    return {
+        name: text if name in ours or name not in defaults else _from_word(name, text, defaults[name])
+        for name, text in url.query.items()
+    }
+
+
+_WORDS: dict[str, bool | None] = {"true": True, "yes": True, "false": False, "no": False, "none": None}
+
+
+def _from_word(name: str, text: str, default: object) -> object:
+    word = text.lower()
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        value = {**_WORDS, "1": True, "0": False}.get(word)
+        if value is None:
+            raise ConfigurationError(f"{name}={text} in the URL is not true or false")
+        return value
+    if word in _WORDS:
+        return _WORDS[word]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    if isinstance(default, (int, float)):
+        raise ConfigurationError(f"{name}={text} in the URL is not a number")
+    return text
+
+
+def _split(
+    given: Mapping[str, Any], url: BrokerURL, backend_type: type[Backend]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our options and the client's. Raises ConfigurationError for names that neither has."""
+    ours = backend_type.options_type.model_fields
+    clients = backend_type.client_option_names(url)
+    problems = list(_unknown(given, [*ours, *clients], ""))
+    if problems:
+        raise ConfigurationError(problems)
+    return (
+        {name: value for name, value in given.items() if name in ours},
+        {name: value for name, value in given.items() if name not in ours},
+    )
+
+
+def _unknown(given: Mapping[str, Any], known: Mapping[str, Any] | list[str], where: str) -> Iterator[str]:
+    names = list(known)
+    for name in given:
+        if name not in names:
+            yield f"unknown option {where}{name!r}{nearest(name, names)}"
+
+
+def _validate(options_type: type[BrokerOptions], values: dict[str, Any]) -> BrokerOptions:
+    try:
+        return options_type.model_validate(values)
+    except ValidationError as exc:
+        # Without the input: it may be a secret.
+        problems = [
+            f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
+            for error in exc.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigurationError(problems) from None

@@ -1,0 +1,1 @@
+"""Tests; they mirror the package. Brokers and faults come from `tests.support`."""

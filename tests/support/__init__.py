@@ -1,0 +1,1 @@
+"""What tests share: brokers of our own, and a proxy that breaks connections."""

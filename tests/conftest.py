@@ -100,12 +100,12 @@ def own_redis() -> Iterator[Callable[..., Redis]]:
 
 
 @pytest.fixture
-def own_rabbitmq(_rabbitmq_node: Callable[[], RabbitMQ]) -> Iterator[Callable[[], RabbitMQ]]:
+def own_rabbitmq(_rabbitmq_node: Callable[[], RabbitMQ]) -> Callable[[], RabbitMQ]:
     """A function that gives a RabbitMQ node you may stop, pause, restart, and set alarms on with `.ctl(...)`.
 
     One node for all tests, since starting takes seconds: what a test broke is mended before the next one gets it.
     """
-    yield _rabbitmq_node
+    return _rabbitmq_node
 
 
 @pytest.fixture(scope="session")

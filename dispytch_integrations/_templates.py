@@ -32,13 +32,14 @@ _Step = tuple[bool, str | int]
 class _Part:
     """One `{field.path!conversion:spec}`."""
 
-    __slots__ = ("conversion", "get", "path", "spec", "steps", "text")
+    __slots__ = ("conversion", "get", "path", "plain", "spec", "steps", "text")
 
     def __init__(self, path: str, conversion: str | None, spec: str, steps: tuple[_Step, ...]) -> None:
         self.path = path
         self.conversion = conversion
         self.spec = spec
         self.steps = steps
+        self.plain = not spec and not conversion
         self.text = "{" + path + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
         name = steps[0][1]
         self.get: Filler = attrgetter(str(name)) if len(steps) == 1 else self._walk
@@ -70,10 +71,14 @@ class _Part:
         return value.value if isinstance(value, Enum) else value
 
     def render(self, value: Any) -> str:
-        """`value` as text, by conversion and format spec.
+        """`value` as text, by conversion and format spec; None as "".
 
         Raises RouteError when the spec does not fit the value.
         """
+        if value is None:
+            return ""
+        if self.plain and isinstance(value, (str, int)):
+            return str(value)
         if self.conversion == "r":
             value = repr(value)
         elif self.conversion == "s":
@@ -207,15 +212,17 @@ def compile_route_part(template: Template, safe: str, what: str) -> Filler:
     space = "" if any(character.isspace() for character in safe) else r"\s"
     pattern = re.compile(f"[{re.escape(refused)}{space}{_CONTROL}{_INVISIBLE}]")
 
+    search = pattern.search
+
     def fill_part(part: _Part, event: Any) -> str:
         value = part.value(event)
-        text = "" if value is None else part.render(value)
+        text = part.render(value)
         if not text:
             raise RouteError(
                 f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} is "
                 f"{'None' if value is None else 'empty'}; give the field a value, or make it required"
             )
-        found = pattern.search(text)
+        found = search(text)
         if found is not None:
             raise _refusal(event, part, text, found.group(), what, template.text)
         return text
@@ -239,8 +246,7 @@ def compile_text(template: Template, what: str) -> Filler:
     """A function that fills a header or property: any text without control characters; None gives None or ''."""
 
     def fill_part(part: _Part, event: Any) -> str:
-        value = part.value(event)
-        text = "" if value is None else part.render(value)
+        text = part.render(part.value(event))
         if _control.search(text) is not None:
             raise RouteError(
                 f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} holds a "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Coroutine, Generator, Sequence
+from types import coroutine
+from typing import Any, ClassVar
 
-from dispytch_integrations._deadlines import Deadlines
+from dispytch_integrations._deadlines import Deadlines, Limit
 from dispytch_integrations.errors import DispytchError, ProducerTimeout
 from dispytch_integrations.events import BackendConfig, EventRoute
 from dispytch_integrations.message import Message
@@ -48,31 +49,33 @@ class Producer(ABC):
         if len(messages) == 1:
             return [await self._send_one(messages[0], timeout)]
         outcomes: list[Exception | None] = []
-        deadlines = self._send_deadlines
         try:
-            with deadlines.limit(timeout):
+            with self._deadlines.limit(timeout):
                 for message in messages:
                     outcomes.append(await self._send_one(message, None))
         except TimeoutError:
-            outcomes.extend(
-                ProducerTimeout(f"{message!r} was not confirmed within {timeout} s")
-                for message in messages[len(outcomes) :]
-            )
+            outcomes.extend(_timed_out(message, timeout) for message in messages[len(outcomes) :])
         return outcomes
 
     async def _send_one(self, message: Message, timeout: float | None) -> Exception | None:
         route = message.route
         if route is None:
             raise DispytchError(f"{message!r} has no route; {type(self).__name__} must implement deliver()")
-        payload = b"" if message.payload is None else message.payload
-        limit = self._send_deadlines.limit(timeout)
+        sending = self.send(b"" if message.payload is None else message.payload, route, message.config)
+        limit: Limit | None = None
         try:
+            # The first step by hand: a producer that need not wait needs no deadline.
+            try:
+                awaited = sending.send(None)
+            except StopIteration:
+                return None
+            limit = self._deadlines.limit(timeout)
             with limit:
-                await self.send(payload, route, message.config)
+                await _resumed(sending, awaited)
         except TimeoutError as exc:
-            if not limit.expired:
+            if limit is None or not limit.expired:
                 return exc
-            timed_out = ProducerTimeout(f"{message!r} was not confirmed within {timeout} s: it may have been delivered")
+            timed_out = _timed_out(message, timeout)
             timed_out.__cause__ = exc
             return timed_out
         except Exception as exc:  # A message's failure is its outcome; the caller sees every one of them.
@@ -80,10 +83,30 @@ class Producer(ABC):
         return None
 
     @property
-    def _send_deadlines(self) -> Deadlines:
-        # Not in __init__: a producer written for dispytch does not call ours.
+    def _deadlines(self) -> Deadlines:
+        # Not made in __init__: a producer written for dispytch does not call ours.
         try:
             return self.__deadlines
         except AttributeError:
             self.__deadlines: Deadlines = Deadlines()
             return self.__deadlines
+
+
+def _timed_out(message: Message, timeout: float | None) -> ProducerTimeout:
+    return ProducerTimeout(f"{message!r} was not confirmed within {timeout} s: it may have been delivered")
+
+
+@coroutine
+def _resumed(started: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+    """Await the rest of a coroutine whose first step, which gave `awaited`, is done."""
+    while True:
+        try:
+            yield awaited
+        except BaseException as exc:  # Whatever is thrown in belongs to the coroutine, as in `await`.
+            try:
+                awaited = started.throw(exc)
+            except StopIteration:
+                return
+        else:
+            yield from started  # type: ignore[misc]
+            return

@@ -139,10 +139,10 @@ class Broker(Outlet):
     async def _deliver_when_up(self, messages: Sequence[Message]) -> list[Exception | None]:
         if self.state in ("new", "stopping", "stopped"):
             raise self._not_started()
-        if asyncio.get_running_loop() is not self._loop:
+        if self._loop is None or asyncio.get_running_loop() is not self._loop:
             raise self._wrong_place()
-        timeout = self.timeout
-        started = self._loop.time()
+        timeout, loop = self.timeout, self._loop
+        started = loop.time()
         if self.state == "starting":
             try:
                 async with asyncio.timeout(timeout):
@@ -154,7 +154,7 @@ class Broker(Outlet):
         if not self._up:
             raise self._not_started()
         if timeout is not None:
-            timeout = max(0.001, timeout - (self._loop.time() - started))
+            timeout = max(0.001, timeout - (loop.time() - started))
         return await self._deliver(messages, timeout)
 
     def _refuse(self, messages: Sequence[Message], why: str) -> list[Exception | None]:

@@ -6,7 +6,8 @@ import os
 import time
 from collections import deque
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from dispytch_integrations.events import EventBase
@@ -21,11 +22,14 @@ def event_id(event: EventBase) -> str:
     duplicate. A copy, an unpickled or an equal event has an id of its own.
     """
     try:
-        known: str = event._dispytch_event_id  # type: ignore[attr-defined]
+        return cast("str", _id_slot(event))
     except AttributeError:
-        known = uuid7()
-        object.__setattr__(event, "_dispytch_event_id", known)
-    return known
+        made = uuid7()
+        object.__setattr__(event, "_dispytch_event_id", made)
+        return made
+
+
+_id_slot = attrgetter("_dispytch_event_id")
 
 
 class _Randomness:
@@ -37,7 +41,18 @@ class _Randomness:
         self.pid = os.getpid()
         self.parts: deque[str] = deque()
 
-    def refill(self) -> None:
+    def take(self) -> str:
+        """The next part. Atomic: two threads never get the same."""
+        if self.pid != os.getpid():
+            # A forked child must not repeat its parent's ids; fork hooks do not run under uWSGI.
+            self.parts, self.pid = deque(), os.getpid()
+        while True:
+            try:
+                return self.parts.pop()
+            except IndexError:
+                self._refill()
+
+    def _refill(self) -> None:
         drawn = os.urandom(10 * 128).hex()
         self.parts.extend([drawn[start : start + 20] for start in range(0, len(drawn), 20)])
 
@@ -47,18 +62,7 @@ _randomness = _Randomness()
 
 def uuid7() -> str:
     """A UUID of version 7 (RFC 9562) as text: ordered by time, so that an index over ids stays compact."""
-    global _randomness
-    randomness = _randomness
-    if randomness.pid != os.getpid():
-        # A forked child must not repeat its parent's ids; fork hooks do not run under uWSGI.
-        randomness = _randomness = _Randomness()
-    parts = randomness.parts
-    while True:
-        try:
-            part = parts.pop()  # Atomic: two threads never get the same.
-            break
-        except IndexError:
-            randomness.refill()
+    part = _randomness.take()
     now = f"{time.time_ns() // 1_000_000:012x}"
     return f"{now[:8]}-{now[8:]}-7{part[:3]}-{_VARIANT[part[3]]}{part[4:7]}-{part[8:]}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -150,12 +150,13 @@ def _compile_value(owner: str, value: Any) -> Filler | None:
             return None
         return compile_text(template, owner)
     if isinstance(value, dict):
-        items = [(key, item, _compile_value(f"{owner}: {key}", item)) for key, item in value.items()]
+        mapping = cast("dict[object, Any]", value)
+        items = [(key, item, _compile_value(f"{owner}: {key}", item)) for key, item in mapping.items()]
         if all(fill is None for _, _, fill in items):
             return None
         return lambda event: {key: item if fill is None else fill(event) for key, item, fill in items}
     if isinstance(value, (list, tuple)):
-        elements = [(item, _compile_value(owner, item)) for item in value]
+        elements = [(item, _compile_value(owner, item)) for item in cast("list[Any]", value)]
         if all(fill is None for _, fill in elements):
             return None
         return lambda event: [item if fill is None else fill(event) for item, fill in elements]

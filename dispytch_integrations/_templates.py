@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from enum import Enum
 from operator import attrgetter
 from string import Formatter
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 
@@ -50,9 +50,9 @@ class _Part:
             if value is None:
                 return None
             if isinstance(value, Mapping):
-                value = value[name]
+                value = cast("Mapping[object, Any]", value)[name]
             elif is_attribute or isinstance(value, BaseModel):
-                value = getattr(value, str(name))
+                value = getattr(cast("Any", value), str(name))
             else:
                 value = value[name]
         return value

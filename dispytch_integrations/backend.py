@@ -60,7 +60,9 @@ class BrokerOptions(BaseModel):
         return words.get(value.lower(), value) if isinstance(value, str) else value
 
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class BrokerURL:
 
     def __str__(self) -> str:
         hosts = ",".join(
-            (f"[{host}]" if ":" in host else host) + (f":{port}" if port is not None else "") for host, port in self.hosts
+            (f"[{host}]" if ":" in host else host) + (f":{port}" if port is not None else "")
+            for host, port in self.hosts
         )
         return f"{self.scheme}://{hosts}{self.path}"
 
@@ -114,9 +117,13 @@ class BrokerURL:
 
 
 def _host(text: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]\s]+))(?::(?P<port>[0-9]{1,5}))?", text.strip())
+    match = re.fullmatch(
+        r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]\s]+))(?::(?P<port>[0-9]{1,5}))?", text.strip()
+    )
     if match is None or (match["port"] is not None and not 0 < int(match["port"]) < 65536):
-        raise ConfigurationError("a broker's URL has a host that is not readable; write host:port, or [::1]:port for IPv6")
+        raise ConfigurationError(
+            "a broker's URL has a host that is not readable; write host:port, or [::1]:port for IPv6"
+        )
     return match["six"] or match["name"], None if match["port"] is None else int(match["port"])
 
 

@@ -6,7 +6,7 @@ from abc import ABC
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -36,7 +36,9 @@ def header_text(value: Any) -> str | bytes:
         return value.isoformat()
     if isinstance(value, (BaseModel, dict, list, tuple)):
         return to_json(value).decode()
-    raise TypeError(f"a {type(value).__name__} is not text; give str, bytes, a number, a UUID, a date, a dict or a list")
+    raise TypeError(
+        f"a {type(value).__name__} is not text; give str, bytes, a number, a UUID, a date, a dict or a list"
+    )
 
 
 class BackendConfig(BaseModel, ABC):
@@ -187,9 +189,10 @@ def _config_texts(owner: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, BaseModel):
         value = value.__dict__
     if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _config_texts(f"{owner}: {key}", item)]
+        mapping = cast("dict[object, Any]", value)
+        return [found for key, item in mapping.items() for found in _config_texts(f"{owner}: {key}", item)]
     if isinstance(value, (list, tuple)):
-        return [found for item in value for found in _config_texts(owner, item)]
+        return [found for item in cast("list[Any]", value) for found in _config_texts(owner, item)]
     return []
 
 

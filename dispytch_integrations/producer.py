@@ -18,11 +18,11 @@ __all__ = ["BackendConfig", "EventRoute", "Producer", "ProducerTimeout"]
 class Producer(ABC):
     """Sends to one transport. Implement `send`, as in dispytch; override `deliver` to send many at once.
 
-        class FileProducer(Producer):
-            routes = (FileRoute,)
+    class FileProducer(Producer):
+        routes = (FileRoute,)
 
-            async def send(self, payload, route, config=None):
-                Path(route.path).write_bytes(payload)
+        async def send(self, payload, route, config=None):
+            Path(route.path).write_bytes(payload)
     """
 
     routes: ClassVar[tuple[type[EventRoute], ...]] = (EventRoute,)
@@ -52,7 +52,8 @@ class Producer(ABC):
         try:
             with self._deadlines.limit(timeout):
                 for message in messages:
-                    outcomes.append(await self._send_one(message, None))
+                    # One by one: what is confirmed when the time is up stays confirmed.
+                    outcomes.append(await self._send_one(message, None))  # noqa: PERF401
         except TimeoutError:
             outcomes.extend(_timed_out(message, timeout) for message in messages[len(outcomes) :])
         return outcomes
@@ -108,5 +109,5 @@ def _resumed(started: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any,
             except StopIteration:
                 return
         else:
-            yield from started  # type: ignore[misc]
+            yield from started
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
@@ -20,11 +21,11 @@ __all__ = ["JSONSerializer", "MessagePackSerializer", "Serializer"]
 class Serializer(ABC):
     """Turns an event's fields into a payload. Implement `serialize`; override `serialize_event` to see more.
 
-        class Upper(Serializer):
-            content_type = "text/plain"
+    class Upper(Serializer):
+        content_type = "text/plain"
 
-            def serialize(self, payload: dict[str, Any]) -> bytes:
-                return str(payload).upper().encode()
+        def serialize(self, payload: dict[str, Any]) -> bytes:
+            return str(payload).upper().encode()
     """
 
     content_type: ClassVar[str] = "application/octet-stream"
@@ -70,14 +71,13 @@ class MessagePackSerializer(Serializer):
 
     def __init__(self) -> None:
         try:
-            import msgpack
+            import msgpack  # type: ignore[import-untyped]
         except ModuleNotFoundError as exc:
             if exc.name != "msgpack":
                 raise
             raise MissingExtraError("MessagePackSerializer", extra="msgpack") from exc
-        self._packb = msgpack.packb
+        self._packb = cast("Callable[[Any], bytes]", msgpack.packb)  # pyright: ignore[reportUnknownMemberType]
 
     def serialize(self, payload: dict[str, Any]) -> bytes:
         """`payload` as MessagePack."""
-        packed: bytes = self._packb(payload)
-        return packed
+        return self._packb(payload)

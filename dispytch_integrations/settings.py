@@ -17,7 +17,7 @@ from dispytch_integrations.errors import ConfigurationError
 __all__ = ["BrokerSpec", "Config", "load_brokers"]
 
 Config = str | Mapping[str, Any] | Callable[[], "str | Mapping[str, Any]"] | None
-"""A URL, a mapping of aliases to URLs or option mappings, a function that returns one of them, or None (DISPYTCH_URL)."""
+"""A URL, a mapping of aliases to URLs or option mappings, a function that returns one of them; None: DISPYTCH_URL."""
 
 _KAFKA = "dispytch_integrations.kafka:KafkaBackend"
 _RABBITMQ = "dispytch_integrations.rabbitmq:RabbitMQBackend"

@@ -12,7 +12,14 @@ from typing import Any, Literal
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout
 from dispytch_integrations.emitter import EventEmitter
-from dispytch_integrations.errors import DispytchError, NotStartedError, RouteError, StartupError, WrongLoopError
+from dispytch_integrations.errors import (
+    ConfigurationError,
+    DispytchError,
+    NotStartedError,
+    RouteError,
+    StartupError,
+    WrongLoopError,
+)
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.producer import Producer
@@ -259,9 +266,11 @@ def _names(brokers: Mapping[str, Broker]) -> str:
 
 
 def _startup_error(failures: Sequence[tuple[Broker, BaseException]]) -> BaseException:
-    configuration = [error for _, error in failures if not isinstance(error, ConnectionError)]
-    if configuration:
-        return configuration[0]
+    wrong = [(broker, error) for broker, error in failures if isinstance(error, ConfigurationError)]
+    if wrong:
+        return ConfigurationError(
+            [f"broker {broker.alias!r}: {problem}" for broker, error in wrong for problem in error.problems]
+        )
     told = "; ".join(f"broker {broker.alias!r}: {error}" for broker, error in failures)
     limit = max(broker.options.startup_timeout for broker, _ in failures)
     failed = StartupError(f"not connected within startup_timeout={limit:g} s: {told}")

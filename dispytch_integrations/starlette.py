@@ -1,0 +1,299 @@
+"""An emitter for Starlette, and for any ASGI app.
+
+    from dispytch_integrations.starlette import emitter_lifespan, get_emitter
+
+    async def place_order(request: Request) -> Response:
+        await get_emitter(request).emit(OrderPlaced(order_id=1))
+
+    app = Starlette(routes=[...], lifespan=emitter_lifespan("kafka://localhost:9092"))
+
+An app that has no lifespan, Django's for example, is wrapped: `EmitterMiddleware(app, "kafka://localhost:9092")`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncContextDecorator,
+    ContextDecorator,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from functools import partial
+from typing import Any, Literal, cast
+
+from dispytch_integrations._find_emitter import of_app, of_scope
+from dispytch_integrations._lifespan import LifespanAnswer, OpenBrokers, known_to
+from dispytch_integrations._outlet import OnTimeout
+from dispytch_integrations.brokers import Brokers, connect
+from dispytch_integrations.emitter import EventEmitter
+from dispytch_integrations.errors import ConfigurationError, MissingExtraError
+from dispytch_integrations.hooks import Hook
+from dispytch_integrations.serialization import Serializer
+from dispytch_integrations.settings import Config
+
+try:
+    from starlette.requests import HTTPConnection
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ModuleNotFoundError as exc:
+    if exc.name != "starlette":
+        raise  # present, but one of its own imports is missing
+    raise MissingExtraError("dispytch_integrations.starlette", extra="starlette") from exc
+
+__all__ = ["EmitterMiddleware", "UserLifespan", "emitter_lifespan", "get_emitter"]
+
+State = Mapping[str, Any]
+UserLifespan = Callable[
+    [Any], AbstractAsyncContextManager[State | None] | AsyncIterator[State | None] | Iterator[State | None]
+]
+"""A lifespan of your own: an `@asynccontextmanager` function of the app; a bare generator function is accepted, too."""
+
+
+def get_emitter(source: HTTPConnection | Scope | ASGIApp, name: str = "emitter") -> EventEmitter:
+    """The emitter of a request, a WebSocket, an ASGI scope, or an app that is running.
+
+    `name`: the one given to `emitter_lifespan` or `EmitterMiddleware`, or the key a hand-written lifespan yields.
+
+    Raises NotStartedError when there is none; it says which causes are likely here and what to write.
+    """
+    if isinstance(source, HTTPConnection):
+        return of_scope(source.scope, name)
+    if isinstance(source, Mapping):
+        return of_scope(cast("Scope", source), name)
+    return of_app(source, name)
+
+
+def emitter_lifespan(
+    config: Config | Brokers = None,
+    *,
+    lifespan: UserLifespan | None = None,
+    name: str = "emitter",
+    timeout: float | None = 5.0,
+    startup_timeout: float = 30.0,
+    shutdown_timeout: float = 10.0,
+    required: bool = True,
+    on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
+    source: str | None = None,
+    cloudevents: bool | str = True,
+    prefix: str = "",
+    hooks: Sequence[Hook] = (),
+    serializer: Serializer | None = None,
+    client: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
+    """A lifespan that opens the brokers before the app's startup and closes them after its shutdown.
+
+        app = Starlette(lifespan=emitter_lifespan("kafka://localhost:9092", lifespan=my_lifespan))
+
+    `config` and the keywords: see `connect`; nothing is read before the app starts. `config` may be the brokers that
+    `connect()` has made, then the keywords belong there.
+    `lifespan`: your own; inside it, `get_emitter(app)` works. What it yields is merged with the emitter.
+    `name`: the key in `request.state`; several emitters have several names.
+
+    Raises ConfigurationError for a lifespan that is none. At the app's start: what `connect` raises there, and
+    ConfigurationError when two emitters of the app, or the emitter and your own state, have the same name.
+    """
+    brokers = _brokers(
+        config,
+        timeout=timeout,
+        startup_timeout=startup_timeout,
+        shutdown_timeout=shutdown_timeout,
+        required=required,
+        on_timeout=on_timeout,
+        source=source,
+        cloudevents=cloudevents,
+        prefix=prefix,
+        hooks=hooks,
+        serializer=serializer,
+        client=client,
+        **options,
+    )
+    return EmitterLifespan(brokers, name, _as_context(lifespan))
+
+
+class EmitterLifespan:
+    """What `emitter_lifespan` returns: a lifespan function for any number of apps, entered any number of times."""
+
+    def __init__(
+        self, brokers: OpenBrokers, name: str, lifespan: Callable[[Any], AbstractAsyncContextManager[Any]] | None
+    ) -> None:
+        self.name = name
+        self._brokers = brokers
+        self._lifespan = lifespan
+
+    @asynccontextmanager
+    async def __call__(self, app: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """Open the brokers and run the user's lifespan inside."""
+        async with self._brokers.opened() as emitter:
+            with known_to(app, self.name, emitter):
+                if self._lifespan is None:
+                    yield {self.name: emitter}
+                    return
+                context = self._lifespan(app)
+                if not isinstance(context, AbstractAsyncContextManager):
+                    raise ConfigurationError(
+                        f"the lifespan given as lifespan= returns a {type(context).__name__}; "
+                        f"decorate it with contextlib.asynccontextmanager"
+                    )
+                async with context as state:
+                    yield self._merged(emitter, state)
+
+    def _merged(self, emitter: EventEmitter, state: object) -> dict[str, Any]:
+        if state is None:
+            return {self.name: emitter}
+        if not isinstance(state, Mapping):
+            raise ConfigurationError(
+                f"the lifespan given as lifespan= yields a {type(state).__name__}; yield a dict, or nothing"
+            )
+        merged = {self.name: emitter, **cast("State", state)}
+        if merged[self.name] is not emitter:
+            raise ConfigurationError(
+                f"the lifespan given as lifespan= yields {self.name!r}, which is the emitter's name; rename either: "
+                f"emitter_lifespan(..., name='events')"
+            )
+        return merged
+
+
+class EmitterMiddleware:
+    """Gives any ASGI app an emitter, in HTTP requests and WebSockets, and answers the lifespan protocol for it.
+
+        app = EmitterMiddleware(get_asgi_application(), "kafka://localhost:9092")
+        app.add_middleware(EmitterMiddleware, config="kafka://localhost:9092")      # Starlette and FastAPI
+
+    The emitter is `scope["state"][name]`: `request.state.emitter`, or `get_emitter(request)`. Brokers are open before
+    the app's own startup and closed after its shutdown; an app without lifespan needs none. When a broker does not
+    start, the server ends with our message.
+
+    `config`, `name` and the keywords: see `emitter_lifespan`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config | Brokers = None,
+        *,
+        name: str = "emitter",
+        timeout: float | None = 5.0,
+        startup_timeout: float = 30.0,
+        shutdown_timeout: float = 10.0,
+        required: bool = True,
+        on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
+        source: str | None = None,
+        cloudevents: bool | str = True,
+        prefix: str = "",
+        hooks: Sequence[Hook] = (),
+        serializer: Serializer | None = None,
+        client: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.app = app
+        self.name = name
+        self._brokers = _brokers(
+            config,
+            timeout=timeout,
+            startup_timeout=startup_timeout,
+            shutdown_timeout=shutdown_timeout,
+            required=required,
+            on_timeout=on_timeout,
+            source=source,
+            cloudevents=cloudevents,
+            prefix=prefix,
+            hooks=hooks,
+            serializer=serializer,
+            client=client,
+            **options,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the lifespan."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        if kind in ("http", "websocket"):
+            # Servers that know no lifespan state give none; the others a copy per request.
+            scope.setdefault("state", {})[self.name] = self._brokers.emitter
+        await self.app(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._require_own_name(scope)
+            await send(message)
+
+        await LifespanAnswer(self.app, scope, receive, checked).run(self._opened(scope))
+
+    @asynccontextmanager
+    async def _opened(self, scope: Scope) -> AsyncGenerator[None, None]:
+        async with self._brokers.opened() as emitter:
+            with ExitStack() as stack:
+                for app in self._apps(scope):
+                    stack.enter_context(known_to(app, self.name, emitter))
+                if "state" in scope:
+                    scope["state"][self.name] = emitter
+                yield
+
+    def _apps(self, scope: Scope) -> Iterator[object]:
+        """For whom `get_emitter(app)` works: this, the apps it wraps, the one whose middleware it is."""
+        app: object = self
+        while app is not None:
+            yield app
+            app = getattr(app, "app", None)
+        yield scope.get("app")
+
+    def _require_own_name(self, scope: Scope) -> None:
+        emitter = self._brokers.emitter
+        if scope.get("state", {}).get(self.name, emitter) is not emitter:
+            raise ConfigurationError(
+                f"the app's lifespan yields {self.name!r}, which is the name of EmitterMiddleware's emitter; "
+                f"rename either: EmitterMiddleware(..., name='events')"
+            )
+
+
+def _brokers(config: Config | Brokers, **keywords: Any) -> OpenBrokers:
+    if not isinstance(config, Brokers):
+        return OpenBrokers(partial(connect, config, **keywords))
+    defaults = inspect.signature(connect).parameters
+    given = [key for key, value in keywords.items() if key not in defaults or value != defaults[key].default]
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(f'{key}=' for key in given)} cannot change brokers that are made; "
+            f"write connect(..., {given[0]}=...), or give the URL instead of connect(...)"
+        )
+    return OpenBrokers(config)
+
+
+def _as_context(lifespan: UserLifespan | None) -> Callable[[Any], AbstractAsyncContextManager[Any]] | None:
+    """The lifespan as Starlette would call it. Raises ConfigurationError for what is recognizably none."""
+    if lifespan is None:
+        return None
+    if inspect.isasyncgenfunction(lifespan):
+        return asynccontextmanager(lifespan)
+    if inspect.isgeneratorfunction(lifespan):
+        return _lifted(contextmanager(lifespan))
+    # What an @asynccontextmanager function returns is callable as well: as a decorator.
+    if isinstance(lifespan, (AsyncContextDecorator, ContextDecorator)) or not callable(lifespan):
+        raise ConfigurationError(
+            f"lifespan= is a {type(lifespan).__name__}; give the function, and do not call it: lifespan=my_lifespan"
+        )
+    if inspect.iscoroutinefunction(lifespan):
+        raise ConfigurationError(
+            f"the lifespan {lifespan.__qualname__} never yields; "
+            f"write `@asynccontextmanager` above it and `yield` where the app runs"
+        )
+    return cast("Callable[[Any], AbstractAsyncContextManager[Any]]", lifespan)
+
+
+def _lifted(
+    function: Callable[[Any], AbstractContextManager[Any]],
+) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncGenerator[Any, None]:
+        with function(app) as state:
+            yield state
+
+    return lifespan

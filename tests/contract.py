@@ -277,9 +277,7 @@ class ProducerContract:
             [received] = await receive(1)
         assert not [name for name in received.headers if name.startswith(made.cloudevents_prefix)]
 
-    async def test_emitting_again_repeats_the_id(
-        self, url: str, route: MakeRoute, listen: Listen, unique: str
-    ) -> None:
+    async def test_emitting_again_repeats_the_id(self, url: str, route: MakeRoute, listen: Listen, unique: str) -> None:
         """After a timeout the same event is emitted again: consumers recognise it, and do not take a twin for it."""
         order = _routed(_Order, made := route(unique))
         event, twin = order(), order()

@@ -222,7 +222,7 @@ class CustomDump(EventBase):
     __route__ = Topic(topic="dumps")
     value: int
 
-    def model_dump(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def model_dump(self, **kwargs: Any) -> dict[str, Any]:
         return {"mine": self.value}
 
 

@@ -43,13 +43,10 @@ class _NodeSource:
         self._node = node
 
     async def acquire(self) -> AbstractConnection:
-        """An open connection; one that the node closed meanwhile is opened again."""
+        """A connection to the node."""
         connection = self._node.acquire_connection()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            if await connection.can_read():  # Nothing was asked: it is the end of the stream.
-                await connection.disconnect(nowait=True)
-                await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             self._node.release(connection)
             raise

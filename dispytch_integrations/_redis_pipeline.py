@@ -36,7 +36,7 @@ class ConnectionSource(Protocol):
     """Where a lane gets its connection from."""
 
     async def acquire(self) -> AbstractConnection:
-        """An open connection. Raises the client's errors."""
+        """A connection that was opened, now or some time ago. Raises the client's errors."""
         ...
 
     async def release(self, connection: AbstractConnection) -> None:
@@ -51,7 +51,7 @@ class PoolSource:
         self._pool = pool
 
     async def acquire(self) -> AbstractConnection:
-        """An open connection; one that the server closed meanwhile is opened again."""
+        """A connection of the pool."""
         connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         return connection
 
@@ -152,7 +152,13 @@ class Lane:
         self._limit = limit = self._deadlines.limit(None)
         try:
             with limit:
-                return await self._source.acquire()
+                connection = await self._source.acquire()
+                try:
+                    await _reopen(connection)
+                except BaseException:
+                    await self._source.release(connection)
+                    raise
+                return connection
         except (RedisError, OSError) as exc:  # TimeoutError is an OSError.
             self._broken()
             self._refuse(exc)
@@ -206,6 +212,16 @@ class Lane:
                 # Answers may still come, and would be taken for those of the next pipeline.
                 await connection.disconnect(nowait=True)
                 _settle_unconfirmed(batch, ConnectionError("the connection is being closed"), timed_out=False)
+
+
+async def _reopen(connection: AbstractConnection) -> None:
+    """Open a connection again that the server has closed since its last use."""
+    # redis-py 8 does not look for that with RESP3, its default, and not at all after a reset. There is no public way
+    # to ask; where its stream is not found, the loss shows at the next command instead, as UnconfirmedError.
+    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+    if reader is not None and (reader.at_eof() or reader.exception() is not None):
+        await connection.disconnect(nowait=True)
+        await connection.connect()  # type: ignore[no-untyped-call]
 
 
 async def _read(connection: AbstractConnection) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import Enum
+from inspect import isroutine
 from operator import attrgetter
 from string import Formatter
 from typing import Any, cast, get_args
@@ -55,6 +56,8 @@ class _Part:
                 value = getattr(cast("Any", value), str(name))
             else:
                 value = value[name]
+        if isroutine(value):
+            raise TypeError("it is a method, not a field")
         return value
 
     def value(self, event: Any) -> Any:

@@ -174,6 +174,7 @@ class EmitterMiddleware:
     def __init__(
         self,
         app: ASGIApp,
+        /,
         config: Config | Brokers = None,
         *,
         name: str = "emitter",

@@ -1,0 +1,1 @@
+"""Small apps for tests, served in this process or by real servers."""

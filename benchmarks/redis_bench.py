@@ -91,9 +91,7 @@ async def run() -> list[Row]:
                     "faststream": one_by_one(lambda: fast.publish(BODY, CHANNEL)),
                 }
             )
-            many = await interleaved(
-                {"raw": raw_pipeline, "emit_many": lambda: emitter.emit_many([EVENT] * MANY)}
-            )
+            many = await interleaved({"raw": raw_pipeline, "emit_many": lambda: emitter.emit_many([EVENT] * MANY)})
             streams = await interleaved(
                 {
                     "raw": concurrently(raw_add),

@@ -106,5 +106,5 @@ def refuses_settings(exc: BaseException) -> BaseException | None:
 def _behind(exc: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
     found: BaseException | None = exc
     while found is not None and not isinstance(found, kinds):
-        found = found.__cause__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
     return found

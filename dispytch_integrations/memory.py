@@ -2,6 +2,8 @@
 
     memory://           takes every route
     memory://kafka      stands in for one transport: takes its routes alone, as its broker would
+
+`emitter.producer.sent` holds the messages; `emitter.producer.subscribe()` receives them.
 """
 
 from __future__ import annotations

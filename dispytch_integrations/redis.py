@@ -86,7 +86,7 @@ class RedisStreamEventRoute(EventRoute):
 
     stream: str
     """The stream's key."""
-    maxlen: int | None = Field(None, ge=1)
+    maxlen: int | None = Field(default=None, ge=1)
     """Entries to keep: older ones are removed, read or not; None (default): all of them."""
     approximate: bool = True
     """May Redis keep some more than `maxlen`? It is far cheaper, and Redis's own default for `~`; False: exactly."""
@@ -237,13 +237,13 @@ class RedisOptions(BrokerOptions):
 
     username: str | None = None
     """User of the ACL; None: the URL's, else the default user."""
-    password: Secret | None = Field(None, repr=False)
+    password: Secret | None = Field(default=None, repr=False)
     """Text, a file's Path, or a function, both read again for each new connection; None: the URL's, else none."""
-    db: int | None = Field(None, ge=0)
+    db: int | None = Field(default=None, ge=0)
     """Number of the database; None: the URL's path (redis://host/0), else 0. A cluster has 0 alone."""
     sentinel_username: str | None = None
     """User at the sentinels; None: their default user."""
-    sentinel_password: Secret | None = Field(None, repr=False)
+    sentinel_password: Secret | None = Field(default=None, repr=False)
     """Password at the sentinels, as `password`; None: they ask for none."""
 
 

@@ -94,8 +94,8 @@ class TestRedisStreams(ProducerContract):
                 received: list[Received] = []
                 while len(received) < count:
                     for _, entries in await _read_stream(client, destination, last, count - len(received)):
-                        for last, fields in entries:
-                            received.append(_received(fields))
+                        received += [_received(fields) for _, fields in entries]
+                        last = entries[-1][0]
                 return received
 
             return receive
@@ -359,8 +359,7 @@ async def test_message_read_back_from_storage_goes_to_its_stream(client: Redis, 
 
     await EventEmitter(Keeper()).emit_many([*(Trimmed(n=n) for n in range(4)), _Alert(channel=unique)])
     stored = [
-        Message(m.id, m.type, m.broker, m.destination, m.ordering_key, m.headers, m.properties, m.payload)
-        for m in kept
+        Message(m.id, m.type, m.broker, m.destination, m.ordering_key, m.headers, m.properties, m.payload) for m in kept
     ]
     assert [m.properties.get("kind") for m in stored] == ["stream"] * 4 + [None]
     producer = RedisProducer(client)
@@ -457,9 +456,7 @@ async def test_refusals_are_told_by_kind(
         assert '"number"' not in str(error), "the payload is in the error"
 
 
-async def test_timeout_of_one_emit_leaves_the_producer_usable(
-    own_redis: Callable[..., OwnRedis], unique: str
-) -> None:
+async def test_timeout_of_one_emit_leaves_the_producer_usable(own_redis: Callable[..., OwnRedis], unique: str) -> None:
     """A broker that hangs for a second costs the emits of that second, nothing after it."""
     broker = await asyncio.to_thread(own_redis)
     async with connect(broker.url, timeout=0.3) as emitter:

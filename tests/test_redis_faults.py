@@ -137,7 +137,9 @@ async def test_half_open_connection_times_out_and_writes_once(proxy: TCPProxy, c
     assert max(numbers.values()) == 1
 
 
-async def test_emits_behind_a_stalled_pipeline_are_told_as_not_sent(proxy: TCPProxy, client: Redis, unique: str) -> None:
+async def test_emits_behind_a_stalled_pipeline_are_told_as_not_sent(
+    proxy: TCPProxy, client: Redis, unique: str
+) -> None:
     """What never left the process can be emitted again without a second thought; the error says so."""
     raw = Redis(port=proxy.port)
     emitter = EventEmitter(RedisProducer(raw), timeout=0.3)

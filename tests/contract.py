@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -106,7 +107,7 @@ _E = TypeVar("_E", bound=EventBase)
 def _routed(cls: type[_E], route: EventRoute) -> type[_E]:
     """`cls` with a route: a class of its own, as a user would declare it."""
     namespace = {"__route__": route, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return cast("type[_E]", type(cls)(cls.__name__, (cls,), namespace))
+    return cast("type[_E]", types.new_class(cls.__name__, (cls,), exec_body=lambda made: made.update(namespace)))
 
 
 class _Seen(Hook):

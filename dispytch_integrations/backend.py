@@ -29,11 +29,11 @@ class BrokerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    timeout: float | None = Field(5.0, gt=0)
+    timeout: float | None = Field(default=5.0, gt=0)
     """Seconds an emit waits for the broker's confirmation; default 5. None waits without end: not advised."""
-    startup_timeout: float = Field(30.0, gt=0)
+    startup_timeout: float = Field(default=30.0, gt=0)
     """Seconds during which a broker that does not answer is tried again, before the start fails; default 30."""
-    shutdown_timeout: float = Field(10.0, ge=0)
+    shutdown_timeout: float = Field(default=10.0, ge=0)
     """Seconds that events in flight get when the app stops; default 10."""
     required: bool = True
     """Does the app fail to start without this broker? False: it starts, and the connection is made when it can be."""

@@ -23,8 +23,8 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from functools import partial
-from typing import Any, Literal, cast
+from functools import partial, wraps
+from typing import Any, Literal, ParamSpec, cast
 
 from dispytch_integrations._find_emitter import of_app, of_scope
 from dispytch_integrations._lifespan import LifespanAnswer, OpenBrokers, known_to
@@ -158,6 +158,24 @@ class EmitterLifespan:
         return merged
 
 
+_P = ParamSpec("_P")
+
+
+def _app_by_keyword(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Take the app as a keyword, too: FastAPI before 0.120 gives it so.
+
+    To type checkers it is positional only: beside `**options`, a keyword `app` would not fit `add_middleware`.
+    """
+
+    @wraps(init)
+    def with_keyword(*args: Any, **keywords: Any) -> None:
+        if "app" in keywords:
+            args = (*args, keywords.pop("app"))
+        init(*args, **keywords)
+
+    return cast("Callable[_P, None]", with_keyword)
+
+
 class EmitterMiddleware:
     """Gives any ASGI app an emitter, in HTTP requests and WebSockets, and answers the lifespan protocol for it.
 
@@ -171,6 +189,7 @@ class EmitterMiddleware:
     `config`, `name` and the keywords: see `emitter_lifespan`.
     """
 
+    @_app_by_keyword
     def __init__(
         self,
         app: ASGIApp,

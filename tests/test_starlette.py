@@ -562,6 +562,13 @@ async def test_the_middleware_goes_around_the_lifespan_of_a_starlette_app(inside
     assert await is_closed(emitter)
 
 
+async def test_the_middleware_takes_the_app_by_keyword() -> None:
+    """Older versions of FastAPI and Starlette give it so; a type checker need not know."""
+    make: Any = EmitterMiddleware
+    async with Server(make(app=emits, config=MEMORY)) as server:
+        await server.get()
+
+
 def test_the_middleware_works_under_test_client() -> None:
     """With `with`; without, the error says so."""
     app = EmitterMiddleware(orders(), MEMORY)

@@ -22,7 +22,12 @@ Filler = Callable[[Any], Any]
 
 _DELIMITERS = ".:/*#>?[]{}"
 _CONTROL = "\x00-\x1f\x7f-\x9f\ud800-\udfff"  # lone surrogates too: they cannot be encoded
-_INVISIBLE = "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"  # zero-width and direction marks
+# Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width, direction marks, fillers, variation selectors, tags),
+# line and paragraph separators, interlinear marks: two names that look the same must be the same.
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
 _control = re.compile(f"[{_CONTROL}]")
 _never_in_route = re.compile(f"[{_CONTROL}{_INVISIBLE}]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import date
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -88,10 +89,20 @@ def test_value_stands_in_the_route_unchanged_or_is_refused(value: str) -> None:
     assert filled == f"orders-{value}"
     assert value
     assert not set(value) & set(DELIMITERS)
-    assert not any(character.isspace() or not character.isprintable() for character in value if ord(character) < 0x3000)
+    assert not {unicodedata.category(character) for character in value} & {"Cc", "Cs", "Zs", "Zl", "Zp"}
 
 
-@given(st.text(alphabet=st.characters(categories=("L", "N")) | st.sampled_from("-_@+%&=!,;()$'"), min_size=1))
+@pytest.mark.parametrize(
+    "character",
+    ["\u00ad", "\u034f", "\u061c", "\u200b", "\u202e", "\u2028", "\u3164", "\ufe0f", "\ufeff", "\U000e0041"],
+)
+def test_invisible_characters_are_refused_in_a_route(character: str) -> None:
+    """Two tenants whose names look the same must not have two topics, nor one pose as the other."""
+    with pytest.raises(RouteError, match="invisible"):
+        fill_route("{name}", f"acme{character}", safe=DELIMITERS)
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "N"]) | st.sampled_from("-_@+%&=!,;()$'"), min_size=1))
 def test_names_of_every_language_are_taken(value: str) -> None:
     """The check must not refuse what is harmless: letters, digits, and the signs that no broker reads."""
     assert fill_route("{name}", value) == value
@@ -107,14 +118,14 @@ def test_safe_allows_exactly_what_it_names(allowed: str, used: str) -> None:
             fill_route("{name}", f"a{used}b", safe=allowed)
 
 
-@given(st.characters(categories=("Cc", "Cs")))
+@given(st.characters(categories=["Cc", "Cs"]))
 def test_control_characters_are_refused_even_where_all_delimiters_are_safe(character: str) -> None:
     """A line feed or a lone surrogate in a topic is an attack or an accident, never a name."""
     with pytest.raises(RouteError):
         fill_route("{name}", f"a{character}b", safe=DELIMITERS)
 
 
-@given(st.text(st.characters(exclude_categories=("Cc", "Cs"))))
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"])))
 @example("bob@example.com")
 @example("a.b/c d#*>")
 def test_keys_and_headers_take_any_text_without_control_characters(value: str) -> None:
@@ -123,7 +134,7 @@ def test_keys_and_headers_take_any_text_without_control_characters(value: str) -
     assert key(Person.model_construct(name=value)) == value
 
 
-@given(st.characters(categories=("Cc", "Cs")))
+@given(st.characters(categories=["Cc", "Cs"]))
 def test_keys_and_headers_refuse_control_characters(character: str) -> None:
     """A line feed in a header can forge a second header on the way."""
     key = compile_key("customer {name}", Person, "Person.__ordering_key__")
@@ -134,11 +145,12 @@ def test_keys_and_headers_refuse_control_characters(character: str) -> None:
 @given(st.text(alphabet="ab{}!:.[]0_ ", max_size=12))
 def test_any_text_is_a_template_or_a_route_error(text: str) -> None:
     """A typing error in a route must be told as one, not as an IndexError from deep inside."""
+    refusal = None
     try:
-        template = Template(text, "Person.__route__: topic")
-        template.check(Person, "Person.__route__: topic")
+        Template(text, "Person.__route__: topic").check(Person, "Person.__route__: topic")
     except RouteError as error:
-        assert "Person.__route__: topic" in str(error)
+        refusal = str(error)
+    assert refusal is None or "Person.__route__: topic" in refusal
 
 
 @given(st.text())

@@ -1,0 +1,216 @@
+"""Opening a connection to RabbitMQ: hosts, credentials, TLS, and the errors that make no second try worth it.
+
+aiormq's connection and not aio-pika's robust one: ours tries several hosts, waits between attempts with a growing,
+spread delay, reads a rotated password again, and can drop a connection whose other end is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import unquote
+
+from aiormq import exceptions as amqp
+from aiormq.connection import Connection as AMQPConnection
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from yarl import URL
+
+from dispytch_integrations._rabbitmq_errors import tell
+from dispytch_integrations.backend import BrokerURL, Secret, read_secret, scrub
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
+
+__all__ = ["CLIENT_OPTIONS", "Connection", "Dialer"]
+
+CLIENT_OPTIONS: Mapping[str, Any] = {
+    # aiormq reads these from the URL's query.
+    "auth": "plain",
+    "cadata": None,
+    "cafile": None,
+    "capath": None,
+    "certfile": None,
+    "heartbeat": 15,
+    "keyfile": None,
+    "name": "",
+    "no_verify_ssl": False,
+    # Arguments of aiormq's connection.
+    "client_properties": None,
+    "ssl_context": None,
+    "transport_factory": None,
+    # Arguments of asyncio's open_connection.
+    "family": 0,
+    "flags": 0,
+    "happy_eyeballs_delay": None,
+    "interleave": None,
+    "limit": 65536,
+    "local_addr": None,
+    "proto": 0,
+    "server_hostname": None,
+    "ssl_handshake_timeout": None,
+    "ssl_shutdown_timeout": None,
+    # Of aio_pika.connect: seconds for one attempt.
+    "timeout": 10.0,
+}
+"""Options of the client and their defaults. `heartbeat`, seconds, is shorter than aiormq's 60: dead peers show sooner."""
+
+_IN_QUERY = ("auth", "cadata", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "no_verify_ssl")
+_ARGUMENTS = ("client_properties", "transport_factory")
+_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+class _Factory(TransportFactory):
+    """Makes a transport as another factory does, and remembers it."""
+
+    def __init__(self, inner: TransportFactory) -> None:
+        self._inner = inner
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self.writer = await self._inner.create(url, **kwargs)
+        return reader, self.writer
+
+
+class Connection(AMQPConnection):
+    """aiormq's connection that can be aborted, and knows whether the broker has blocked it."""
+
+    CLOSE_SECONDS: ClassVar[float] = 0.8
+
+    _factory: _Factory
+
+    @property
+    def blocked(self) -> bool:
+        """Has the broker said that it reads no publishes: an alarm for memory or disk?"""
+        # `ready` waits for nothing else once connected, and there is no public flag.
+        if not self.connected.is_set():
+            return False
+        waiting = self.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
+
+    def abort(self) -> None:
+        """Close the socket at once, without AMQP's farewell; whoever uses the connection sees it lost."""
+        if self._factory.writer is not None:
+            self._factory.writer.transport.abort()
+
+    async def hang_up(self) -> None:
+        """Close as AMQP wants it, for a moment; then as a socket. Does not raise."""
+        closing = asyncio.ensure_future(self.close())
+        try:
+            await asyncio.wait({closing}, timeout=self.CLOSE_SECONDS)
+        finally:
+            if not closing.done():
+                self.abort()
+                closing.cancel()
+        if not closing.done():
+            await asyncio.wait({closing}, timeout=self.CLOSE_SECONDS)
+        if closing.done() and not closing.cancelled():
+            closing.exception()  # Seen: a connection that was lost closes with its error.
+
+
+class Dialer:
+    """Opens connections to one broker. `secrets`: the passwords it has read so far."""
+
+    def __init__(
+        self,
+        url: BrokerURL,
+        username: str | None,
+        password: Secret | None,
+        client_options: Mapping[str, Any],
+    ) -> None:
+        self._scheme = "amqps" if url.scheme == "amqps" else "amqp"
+        self._url = url
+        self._username = url.username or username or "guest"
+        self._password: Secret | None = password if url.password is None else url.password
+        self._options = {**CLIENT_OPTIONS, **client_options}
+        self._next_host = 0
+        self.secrets: set[str] = {url.password} if url.password else set()
+        self.vhost = unquote(url.path.removeprefix("/")) or "/"
+        self.timeout: float | None = self._options["timeout"]
+        """Seconds one attempt may take."""
+
+    @property
+    def address(self) -> str:
+        """Where it connects to, without secrets."""
+        return str(self._url)
+
+    async def connect(self) -> Connection:
+        """Open a connection to the next host that answers.
+
+        Raises BrokerUnavailableError with what each host said, ConfigurationError for wrong credentials or vhost.
+        """
+        hosts = self._url.hosts or (("localhost", None),)
+        failures: list[str] = []
+        for _ in hosts:
+            host, port = hosts[self._next_host % len(hosts)]
+            try:
+                return await self._connect_to(host, port or _PORTS[self._scheme])
+            except ConfigurationError:
+                raise
+            except (amqp.AMQPError, OSError) as exc:
+                self._next_host += 1
+                failures.append(f"{host}: {scrub(tell(exc), tuple(self.secrets))}")
+        raise BrokerUnavailableError(f"cannot connect to {self._url}: {'; '.join(failures)}")
+
+    async def _connect_to(self, host: str, port: int) -> Connection:
+        options = self._options
+        arguments = {name: options[name] for name in _ARGUMENTS if options[name] is not None}
+        factory = _Factory(arguments.pop("transport_factory", None) or self._default_factory())
+        connection = Connection(
+            self._amqp_url(host, port),
+            context=options["ssl_context"],
+            transport_factory=factory,
+            **arguments,
+            **{
+                name: value
+                for name, value in options.items()
+                if name not in (*_IN_QUERY, *_ARGUMENTS, "ssl_context", "timeout") and value != CLIENT_OPTIONS[name]
+            },
+        )
+        connection._factory = factory
+        connection.vhost = self.vhost  # As it is: a path in a URL would have it quoted and unquoted.
+        try:
+            async with asyncio.timeout(self.timeout):
+                await connection.connect()
+        except amqp.ProbableAuthenticationError as exc:
+            raise ConfigurationError(
+                f"{self._url} refuses the user {self._username!r}: check username and password "
+                f"(rabbitmqctl authenticate_user tells), and that a guest comes from localhost"
+            ) from exc
+        except amqp.ConnectionNotAllowed as exc:
+            raise self._not_allowed(exc) from exc
+        except amqp.ConnectionClosed as exc:
+            if exc.args and exc.args[0] == _NOT_ALLOWED:
+                raise self._not_allowed(exc) from exc
+            raise
+        except BaseException:  # Cancelled, too: nothing stays open.
+            await connection.hang_up()
+            raise
+        return connection
+
+    def _default_factory(self) -> TransportFactory:
+        return TLSTransportFactory() if self._scheme == "amqps" else TCPTransportFactory()
+
+    def _amqp_url(self, host: str, port: int) -> URL:
+        password = "guest" if self._password is None else read_secret(self._password)  # noqa: S105 - RabbitMQ's default
+        if self._password is not None:
+            self.secrets.add(password)
+        query = {
+            name: str(int(value)) if isinstance(value, bool) else str(value)
+            for name in _IN_QUERY
+            if (value := self._options[name]) not in (None, "")
+        }
+        return URL.build(scheme=self._scheme, host=host, port=port, user=self._username, password=password, query=query)
+
+    def _not_allowed(self, exc: BaseException) -> ConfigurationError:
+        words = next((argument for argument in exc.args if isinstance(argument, str)), "not allowed")
+        return ConfigurationError(
+            f"{self._url} does not let the user {self._username!r} into the virtual host {self.vhost!r}: {words}; "
+            f"create it (rabbitmqctl add_vhost), or allow the user (rabbitmqctl set_permissions)"
+        )
+
+
+_NOT_ALLOWED = 530

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from faststream.redis import RedisBroker
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -35,7 +36,7 @@ class Added(EventBase):
 
 
 EVENT, STREAMED = Published(user_id="abc123", value=3), Added(user_id="abc123", value=3)
-BODY = {"user_id": "abc123", "value": 3}
+BODY: Any = {"user_id": "abc123", "value": 3}
 PAYLOAD = b'{"user_id":"abc123","value":3}'
 
 
@@ -61,7 +62,7 @@ async def run() -> list[Row]:
         pool: BlockingConnectionPool = BlockingConnectionPool.from_url(url)
         raw = Redis(connection_pool=pool)
         # With its default of 100, 400 of the 500 fail.
-        fast = RedisBroker(url, logger=None, max_connections=CONCURRENT)
+        fast = RedisBroker(url, max_connections=CONCURRENT)
         await fast.connect()
         async with connect(url) as emitter, connect(url, cloudevents=False) as plain:
 
@@ -144,7 +145,7 @@ async def run() -> list[Row]:
 
 
 @asynccontextmanager
-async def _server() -> AsyncIterator[str]:
+async def _server() -> AsyncGenerator[str, None]:
     given = os.environ.get("REDIS_URL")
     if given:
         yield given

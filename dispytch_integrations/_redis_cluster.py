@@ -168,7 +168,7 @@ class Cluster:
         command.redirections += 1
         command.state = State.QUEUED
         if isinstance(reply, AskError) and not isinstance(reply, MovedError) and self._client is not None:
-            node = self._client.get_node(reply.host, reply.port)
+            node = self._client.get_node(*_address(reply))
             if node is not None:
                 command.asking = True
                 self._lane(node).submit([command])
@@ -225,11 +225,15 @@ class Cluster:
             command.settle(error)
 
 
+def _address(redirection: Any) -> tuple[str, int]:
+    return redirection.host, redirection.port
+
+
 def open_cluster(
     url: BrokerURL, options: RedisOptions, client_options: Mapping[str, Any], credentials: Credentials
 ) -> Cluster:
     """Connections for a redis+cluster:// URL, not connected yet. Raises the client's errors for its options."""
-    kwargs = {
+    kwargs: dict[str, Any] = {
         # A node that is gone must not keep the others from being used.
         "require_full_coverage": False,
         **common_options(options, client_options, credentials),

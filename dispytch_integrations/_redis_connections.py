@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import redis
 from redis import asyncio as redis_asyncio
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -109,7 +110,7 @@ class Credentials(CredentialProvider):
 
 def connections_of(client: object, answered: Answered) -> Direct:
     """The connections of a user's client. Raises ConfigurationError for anything else than that."""
-    if isinstance(client, redis_asyncio.client.Pipeline) or not isinstance(client, redis_asyncio.Redis):
+    if isinstance(client, Pipeline) or not isinstance(client, redis_asyncio.Redis):
         raise ConfigurationError(_refusal(client))
     return Direct(client.connection_pool, answered)
 

@@ -224,10 +224,10 @@ async def _reopen(connection: AbstractConnection) -> None:
         await connection.connect()  # type: ignore[no-untyped-call]
 
 
-async def _read(connection: AbstractConnection) -> Any:
+async def _read(connection: Any) -> Any:
     """The next answer, an exception if the command was refused. Raises when the connection is lost."""
     try:
-        return await connection.read_response(timeout=_NO_TIMEOUT, disconnect_on_error=False)
+        reply: Any = await connection.read_response(timeout=_NO_TIMEOUT, disconnect_on_error=False)
     except RedisError as exc:
         if is_reply(exc):
             return exc
@@ -235,6 +235,7 @@ async def _read(connection: AbstractConnection) -> Any:
             # With Sentinel, a master that became a replica; the client has closed the connection already.
             return exc.__context__
         raise
+    return reply
 
 
 def _settle_unconfirmed(batch: list[Command], exc: Exception, *, timed_out: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
@@ -70,7 +70,7 @@ class MemoryProducer(Producer):
             self.sent.clear()
 
     @contextmanager
-    def subscribe(self, *destinations: str, limit: int | None = None) -> Iterator[Subscription]:
+    def subscribe(self, *destinations: str, limit: int | None = None) -> Generator[Subscription, None, None]:
         """Receive what is sent from now on, in this process, to any of `destinations` (none given: to all).
 
             with producer.subscribe("orders") as messages:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -221,7 +222,7 @@ class RedisProducer(Producer):
 
 def _require_redis(what: str) -> None:
     try:
-        import redis.asyncio  # noqa: F401
+        import_module("redis.asyncio")
     except ModuleNotFoundError as exc:
         if exc.name != "redis":
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -53,7 +54,7 @@ class SentinelServer(OwnRedis):
 
 
 async def _numbers(port: int, stream: str) -> list[int]:
-    client = Redis(port=port)
+    client: Any = Redis(port=port)
     numbers = [json.loads(fields[b"data"])["number"] for _, fields in await client.xrange(stream)]
     await client.aclose()
     return numbers
@@ -75,7 +76,7 @@ async def _emit_until_confirmed(emitter: EventEmitter, event: EventBase, seconds
 @pytest.fixture
 async def master_and_replica(own_redis: Callable[..., OwnRedis]) -> tuple[OwnRedis, OwnRedis]:
     master, replica = await asyncio.gather(asyncio.to_thread(own_redis), asyncio.to_thread(own_redis))
-    client = Redis(port=replica.port)
+    client: Any = Redis(port=replica.port)
     await client.execute_command("REPLICAOF", "127.0.0.1", str(master.port))
     async with asyncio.timeout(20):
         while (await client.info("replication"))["master_link_status"] != "up":
@@ -88,7 +89,7 @@ async def master_and_replica(own_redis: Callable[..., OwnRedis]) -> tuple[OwnRed
 async def sentinel(master_and_replica: tuple[OwnRedis, OwnRedis]) -> AsyncIterator[SentinelServer]:
     server = SentinelServer(master_and_replica[0].port, password="sentinels-own")
     await asyncio.to_thread(server.start)
-    client = Redis(port=server.port, password="sentinels-own")
+    client: Any = Redis(port=server.port, password="sentinels-own")
     async with asyncio.timeout(20):  # It learns of the replica from the master.
         while not await client.execute_command("SENTINEL REPLICAS", "mymaster"):
             await asyncio.sleep(0.05)
@@ -129,7 +130,7 @@ class ClusterServers:
 
     def __init__(self, servers: list[OwnRedis]) -> None:
         self.servers = servers
-        self.clients = [Redis(port=server.port) for server in servers]
+        self.clients: list[Any] = [Redis(port=server.port) for server in servers]
 
     @property
     def url(self) -> str:
@@ -146,7 +147,7 @@ class ClusterServers:
                 while b"cluster_known_nodes:3" not in (info := await self._info(client)) or b"state:ok" not in info:
                     await asyncio.sleep(0.05)
 
-    async def _info(self, client: Redis) -> bytes:
+    async def _info(self, client: Any) -> bytes:
         answer = await client.execute_command("CLUSTER INFO")
         if isinstance(answer, dict):
             return "\n".join(f"{name}:{value}" for name, value in answer.items()).encode()

@@ -47,7 +47,8 @@ def _connection(url: str, options: RedisOptions | None = None, **client: Any) ->
     parsed, options = BrokerURL.parse(url), options or RedisOptions()
     connections = open_direct(parsed, options, client, lambda command, reply: False, Credentials(None, None))
     assert isinstance(connections, Direct)
-    return connections._pool.make_connection()
+    pool: Any = connections._pool
+    return pool.make_connection()
 
 
 # -- credentials -----------------------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ async def test_password_that_changes_is_read_again_for_each_connection(own_redis
     current = "first"
     async with connect(f"redis://127.0.0.1:{broker.port}", password=lambda: current) as emitter:
         await emitter.emit(Order())
-        admin = Redis(port=broker.port, password="first")
+        admin: Any = Redis(port=broker.port, password="first")
         await admin.config_set("requirepass", "second")
         current = "second"
         await admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -127,7 +128,7 @@ async def test_database_comes_from_the_path(redis_url: str, unique: str) -> None
 
     async with connect(f"{url}/3") as emitter:
         await emitter.emit(There())
-    client = Redis.from_url(f"{url}/3")
+    client: Any = Redis.from_url(f"{url}/3")
     assert await client.xlen(unique) == 1
     await client.delete(unique)
     await client.aclose()
@@ -146,7 +147,7 @@ async def test_unix_socket_works(own_redis: Callable[..., OwnRedis], tmp_path: P
     await asyncio.to_thread(own_redis, options={"unixsocket": str(path)})
     async with connect(f"unix://{path}?db=1") as emitter:
         await emitter.emit(Order())
-    client = Redis(unix_socket_path=str(path), db=1)
+    client: Any = Redis(unix_socket_path=str(path), db=1)
     assert await client.xlen("orders") == 1
     await client.aclose()
 
@@ -156,7 +157,7 @@ async def test_valkey_scheme_and_client_options_reach_the_client(redis_url: str)
     target = redis_url.partition("://")[2]
     async with connect(f"valkey://{target}?client_name=dispytch-test&socket_keepalive=true", protocol=2) as emitter:
         await emitter.emit(Order())
-        client = Redis.from_url(redis_url)
+        client: Any = Redis.from_url(redis_url)
         names = [each["name"] for each in await client.client_list()]
         await client.delete("orders")
         await client.aclose()

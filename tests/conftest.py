@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from tests.support.brokers import (
     AMQP_GREETING,
@@ -20,6 +21,10 @@ from tests.support.brokers import (
     Tansu,
     answers,
 )
+
+# Timing says nothing on a machine that runs brokers beside the tests; in CI the same examples every time.
+settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("here")
 
 _B = TypeVar("_B", bound=Broker)
 

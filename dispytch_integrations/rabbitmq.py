@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dispytch_integrations._deadlines import Deadlines
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret
 from dispytch_integrations.errors import (
     ConfigurationError,
@@ -242,7 +241,6 @@ class RabbitMQProducer(_RabbitMQProducer):
         self.timeout = timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
-        self._deadlines = Deadlines()
 
     async def deliver(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Exception | None]:
         """Publish messages, pipelined, in order. See Producer.deliver. Raises WrongLoopError, WrongProcessError."""

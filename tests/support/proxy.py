@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from contextlib import suppress
 
 __all__ = ["TCPProxy"]
 
@@ -44,6 +47,9 @@ class TCPProxy:
         """Close every connection (RST); new ones are accepted."""
         tasks = list(self._tasks)
         for writer in list(self._writers):
+            # Without lingering the kernel sends RST where it would send an orderly FIN.
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         for task in tasks:
             task.cancel()
@@ -101,6 +107,8 @@ class TCPProxy:
             for each in writers:
                 self._writers.discard(each)
                 each.close()
+                with suppress(OSError):
+                    await each.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

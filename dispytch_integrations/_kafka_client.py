@@ -58,7 +58,7 @@ class Client:
         manager: Any = self.raw._txn_manager
         self._transactions: Any = manager if manager is not None and manager.transactional_id is not None else None
         self._sender: Any = self.raw._sender
-        self._loop: asyncio.AbstractEventLoop = self.raw._loop
+        self.loop: asyncio.AbstractEventLoop = self.raw._loop
         self._pid = os.getpid()
 
     def check(self) -> bool:
@@ -73,7 +73,7 @@ class Client:
                 "the AIOKafkaProducer was stopped, and cannot be started again; make a new one and "
                 "`await raw_kafka_producer.start()`, or let connect('kafka://...') do both"
             )
-        if asyncio.get_running_loop() is not self._loop or os.getpid() != self._pid:
+        if asyncio.get_running_loop() is not self.loop or os.getpid() != self._pid:
             raise self._wrong_place()
         task = self._sender.sender_task
         if task is None:
@@ -139,7 +139,7 @@ class Client:
         try:
             await self._ask(MetadataRequest([]), asked)
         except asyncio.CancelledError:
-            now = self._loop.time()
+            now = self.loop.time()
             for node, since in asked.items():
                 if now - since >= _DEAD_SECONDS:
                     self._drop(node)
@@ -158,8 +158,8 @@ class Client:
                 if nodes:
                     node = nodes.pop()
                     if asked is not None:
-                        asked[node] = self._loop.time()
-                    tasks.add(self._loop.create_task(self.net.send(node, request)))
+                        asked[node] = self.loop.time()
+                    tasks.add(self.loop.create_task(self.net.send(node, request)))
                 done, tasks = await asyncio.wait(
                     tasks, timeout=_HEDGE_SECONDS if nodes else None, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -206,7 +206,7 @@ class Client:
             _abort(connection)
         if tasks:
             await asyncio.wait(tasks, timeout=_END_SECONDS)
-        closing = self._loop.create_task(self.net.close())
+        closing = self.loop.create_task(self.net.close())
         await asyncio.wait({closing}, timeout=_END_SECONDS)
         closing.cancel()
 

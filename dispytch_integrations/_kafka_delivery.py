@@ -6,8 +6,9 @@ Both go into the client's queue of each partition, one after the other, so that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from types import coroutine
+from typing import Any, TypeVar, cast
 
 from aiokafka import errors as kafka_errors
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -16,9 +17,11 @@ from aiokafka.structs import TopicPartition
 from dispytch_integrations._deadlines import Deadlines
 from dispytch_integrations._kafka_client import Client
 from dispytch_integrations._kafka_errors import BEFORE_SENDING, translate
+from dispytch_integrations._kafka_expiry import Expiry
 from dispytch_integrations._kafka_topics import Topic, Topics
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
+    DeliveryError,
     MessageTooLargeError,
     ProducerTimeout,
     UnroutableError,
@@ -29,12 +32,13 @@ __all__ = ["Delivery"]
 
 _QUEUE_SECONDS = 86400.0
 """The client's own limit for a place in its queue counts wrongly when many wait; ours ends the wait."""
-_RECORD_OVERHEAD, _HEADER_OVERHEAD = 64, 48
+_RECORD_OVERHEAD, _HEADER_OVERHEAD = 16, 48
 """Bytes, roughly: to tell when a batch of messages without a key is full."""
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 Headers = list[tuple[str, bytes]]
+_T = TypeVar("_T")
 
 
 class Delivery:
@@ -44,65 +48,81 @@ class Delivery:
         self.client = client
         self.topics = Topics(client, create=create_topics)
         self._deadlines = Deadlines()
+        self._expiry = Expiry(client.loop)
         self._add = client.accumulator.add_message
         self._size = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
-    async def deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Exception | None]:
-        """As `Producer.deliver`."""
+    async def deliver_one(self, message: Message, timeout: float | None) -> Exception | None:
+        """The outcome of one message: None, or its error. Raises as `Client.check`."""
+        client = self.client
+        if not client.check():
+            return broken_down(message)
+        topic = self.topics.known.get(message.destination)
+        if topic is None:
+            return await self._deliver_slowly(message, timeout)
+        try:
+            adding = self._record(message, topic)
+            # The client takes a record at once, unless its batch is full: only then there is something to wait for
+            # before there is a future, and a limit on this task is needed, which costs more than one on the future.
+            try:
+                awaited = adding.send(None)
+            except StopIteration as done:
+                future: asyncio.Future[Any] = done.value
+                if timeout is not None:
+                    self._expiry.watch(future, timeout)
+                await future
+            else:
+                with self._deadlines.limit(timeout):
+                    await (await resumed(adding, awaited))
+        except TimeoutError:
+            return timed_out(message, timeout)
+        except Exception as exc:  # A message's failure is its outcome; the caller sees every one of them.
+            return translate(exc, repr(message))
+        return None
+
+    async def _deliver_slowly(self, message: Message, timeout: float | None) -> Exception | None:
+        """`deliver_one` to a topic that is not known yet."""
+        try:
+            with self._deadlines.limit(timeout):
+                topic = await self.topics.find(message.destination, timeout)
+                if isinstance(topic, Exception):
+                    return translate(topic, repr(message), BEFORE_SENDING)
+                await (await self._record(message, topic))
+        except TimeoutError:
+            return timed_out(message, timeout)
+        except Exception as exc:  # As above.
+            return translate(exc, repr(message))
+        return None
+
+    def _record(self, message: Message, topic: Topic) -> Coroutine[Any, Any, asyncio.Future[Any]]:
+        """Put a message into the client's queue, as its send() does.
+
+        But without its serializers (the payload is bytes) and its search for the partition (a third of its time).
+        Raises UnroutableError, MessageTooLargeError.
+        """
+        key, payload, headers = key_of(message), message.payload, headers_of(message)
+        properties = message.properties
+        if self.is_too_large(key, payload, headers):
+            raise self.too_large(message)
+        if not properties:
+            return self._add(topic.place(key), key, payload, self.client.request_timeout, None, headers)
+        number = properties.get("partition")
+        place = topic.place(key) if number is None else topic.places.get(number)
+        if place is None:
+            raise no_such_partition(message, topic)
+        return self._add(place, key, payload, self.client.request_timeout, properties.get("timestamp_ms"), headers)
+
+    async def deliver_many(self, messages: Sequence[Message], timeout: float | None) -> list[Exception | None]:
+        """The outcomes of several messages; those of one partition keep their order. Raises as `Client.check`."""
         if not self.client.check():
-            return [
-                BrokerUnavailableError(
-                    f"{message!r} was not sent: the AIOKafkaProducer has broken down; make a new one"
-                )
-                for message in messages
-            ]
-        if len(messages) == 1:
-            return [await self._deliver_one(messages[0], timeout)]
+            return [broken_down(message) for message in messages]
         many = _Many(self, messages, timeout)
         try:
             with self._deadlines.limit(timeout):
                 await many.run()
         except TimeoutError:
             pass  # `many` knows which ones are still unconfirmed.
-        finally:
-            many.end()
-        return many.outcomes
-
-    async def _deliver_one(self, message: Message, timeout: float | None) -> Exception | None:
-        limit = self._deadlines.limit(timeout)
-        try:
-            with limit:
-                topic = self.topics.known.get(message.destination)
-                if topic is None:
-                    found = await self.topics.find(message.destination, timeout)
-                    if isinstance(found, Exception):
-                        return translate(found, repr(message), BEFORE_SENDING)
-                    topic = found
-                properties = message.properties
-                key = key_of(message)
-                number = properties.get("partition") if properties else None
-                place = topic.place(key) if number is None else topic.places.get(number)
-                headers = headers_of(message)
-                if place is None:
-                    return no_such_partition(message, topic)
-                if self.is_too_large(key, message.payload, headers):
-                    return self.too_large(message)
-                # What the client's send() does, without its serializers (the payload is bytes) and its search for
-                # the partition (a third of its time).
-                future = await self._add(
-                    place,
-                    key,
-                    message.payload,
-                    self.client.request_timeout,
-                    timestamp_ms=properties.get("timestamp_ms"),
-                    headers=headers,
-                )
-                await future
-        except TimeoutError as exc:
-            return timed_out(message, timeout) if limit.expired else translate(exc, repr(message))
-        except Exception as exc:  # A message's failure is its outcome; the caller sees every one of them.
-            return translate(exc, repr(message))
-        return None
+        return many.end()
 
     def is_too_large(self, key: bytes | None, payload: bytes | None, headers: Headers) -> bool:
         """Would the client itself refuse this record?"""
@@ -116,6 +136,11 @@ class Delivery:
         )
 
 
+_NOWHERE: tuple[TopicPartition | None, int] = (None, 0)
+_OPEN = DeliveryError("without an outcome")
+"""Stands where an outcome is still to come."""
+
+
 class _Many:
     """The delivery of several messages: batches per partition, each partition's filled and queued by its own task."""
 
@@ -124,9 +149,7 @@ class _Many:
         self._client = delivery.client
         self._messages = messages
         self._timeout = timeout
-        self.outcomes: list[Exception | None] = [None] * len(messages)
-        self._open: set[int] = set(range(len(messages)))
-        """Messages without an outcome."""
+        self._outcomes: list[Exception | None] = [_OPEN] * len(messages)
         self._waiting: dict[asyncio.Future[Any], tuple[TopicPartition, list[int]]] = {}
         """Batches in the client's queue, or on their way, with the messages in them."""
         # A batch takes its first record whatever its size, so that one is measured. The others fit, if a batch does.
@@ -151,12 +174,16 @@ class _Many:
             for future in done:
                 await self._read(future, *self._waiting.pop(future))
 
-    def end(self) -> None:
-        """What has no outcome yet timed out; nothing waits any more."""
-        for future in self._waiting:
-            future.cancel()  # It stands for the client's own future, which goes on.
-        for index in self._open:
-            self.outcomes[index] = timed_out(self._messages[index], self._timeout)
+    def end(self) -> list[Exception | None]:
+        """The outcomes; what has none timed out. Nothing waits any more."""
+        outcomes = self._outcomes
+        if self._waiting or _OPEN in outcomes:
+            for future in self._waiting:
+                future.cancel()  # It stands for the client's own future, which goes on.
+            for index, message in enumerate(self._messages):
+                if outcomes[index] is _OPEN:
+                    outcomes[index] = timed_out(message, self._timeout)
+        return outcomes
 
     async def _find_topics(self) -> dict[str, Topic]:
         known, find = self._delivery.topics.known, self._delivery.topics.find
@@ -185,25 +212,26 @@ class _Many:
         Messages without a key go to one partition until a batch is full, then to the next: full batches travel best.
         """
         places: dict[TopicPartition, tuple[list[bytes | None], list[int]]] = {}
-        sticky: dict[str, tuple[TopicPartition, int]] = {}
+        sticky: dict[str, tuple[TopicPartition | None, int]] = {}
         for index, message in enumerate(self._messages):
-            topic = topics.get(message.destination)
+            name = message.destination
+            topic = topics.get(name)
             if topic is None:
                 continue
-            key = key_of(message)
             number = message.properties.get("partition") if message.properties else None
+            key = key_of(message)
             place: TopicPartition | None
             if number is not None:
                 place = topic.places.get(number)
             elif key is not None:
                 place = topic.place(key)
             else:
-                place, room = sticky.get(message.destination) or (topic.place(None), self._client.max_batch_size)
-                room -= len(message.payload or b"") + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(message.headers)
-                if room > 0:
-                    sticky[message.destination] = (place, room)
-                else:
-                    sticky.pop(message.destination, None)
+                place, room = sticky.get(name, _NOWHERE)
+                if room <= 0:
+                    place, room = topic.place(None), self._client.max_batch_size
+                payload, headers = message.payload, message.headers
+                room -= _RECORD_OVERHEAD + (len(payload) if payload else 0) + _HEADER_OVERHEAD * len(headers)
+                sticky[name] = (place, room)
             if place is None:
                 self._settle((index,), no_such_partition(message, topic))
                 continue
@@ -220,14 +248,16 @@ class _Many:
             try:
                 await self._submit(place, builder, inside)
             except Exception as exc:  # The client takes no more; what it has not taken shares the outcome.
-                for index in [index for index in indexes if index in self._open and index >= inside[0]]:
-                    self._fail(index, exc)
+                for index in indexes:
+                    if index >= inside[0] and self._outcomes[index] is _OPEN:
+                        self._fail(index, exc)
                 return
 
     def _batches(self, keys: list[bytes | None], indexes: list[int]) -> Iterator[tuple[Any, list[int]]]:
         """Full batches, each with the messages in it; the last one is left open for who comes after us."""
         delivery, create = self._delivery, self._client.accumulator.create_builder
         builder, inside = create(), list[int]()
+        append = builder.append
         for key, index in zip(keys, indexes, strict=True):
             message = self._messages[index]
             try:
@@ -237,11 +267,12 @@ class _Many:
                         self._settle((index,), delivery.too_large(message))
                         break
                     timestamp = message.properties.get("timestamp_ms") if message.properties else None
-                    if builder.append(timestamp=timestamp, key=key, value=message.payload, headers=headers) is not None:
+                    if append(timestamp=timestamp, key=key, value=message.payload, headers=headers) is not None:
                         inside.append(index)
                         break
                     yield builder, inside
                     builder, inside = create(), []
+                    append = builder.append
             except (AttributeError, TypeError) as exc:  # Something of a type that cannot be written, from a hook.
                 self._fail(index, exc)
         if inside:
@@ -269,16 +300,28 @@ class _Many:
         self._settle((index,), translate(error, repr(self._messages[index])))
 
     def _settle(self, indexes: Iterable[int], outcome: Exception | None) -> None:
-        self._open.difference_update(indexes)
-        if outcome is not None:
-            for index in indexes:
-                self.outcomes[index] = outcome
+        outcomes = self._outcomes
+        for index in indexes:
+            outcomes[index] = outcome
+
+
+@coroutine
+def resumed(started: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
+    """Await the rest of a coroutine whose first step, which gave `awaited`, is done."""
+    try:
+        yield awaited
+    except BaseException as exc:  # Whatever is thrown in belongs to the coroutine, as in `await`.
+        try:
+            awaited = started.throw(exc)
+        except StopIteration as done:
+            return cast("_T", done.value)
+        return (yield from resumed(started, awaited))  # type: ignore[misc]
+    return (yield from started)  # type: ignore[misc]
 
 
 def key_of(message: Message) -> bytes | None:
     """The record's key: the partition key, else the ordering key."""
-    properties = message.properties
-    key = properties.get("key") if properties else None
+    key: str | bytes | None = message.properties.get("key") if message.properties else None
     if key is None:
         key = message.ordering_key
     return key.encode() if isinstance(key, str) else key
@@ -286,6 +329,8 @@ def key_of(message: Message) -> bytes | None:
 
 def headers_of(message: Message) -> Headers:
     """The record's headers: names and bytes."""
+    if not message.headers:
+        return []
     return [(name, value.encode() if value.__class__ is str else value) for name, value in message.headers.items()]
 
 
@@ -300,3 +345,8 @@ def no_such_partition(message: Message, topic: Topic) -> UnroutableError:
 def timed_out(message: Message, timeout: float | None) -> ProducerTimeout:
     """The error for a message whose time is over."""
     return ProducerTimeout(f"{message!r} was not confirmed within {timeout} s: it may have been delivered")
+
+
+def broken_down(message: Message) -> BrokerUnavailableError:
+    """The error for a message whose client can send no more."""
+    return BrokerUnavailableError(f"{message!r} was not sent: the AIOKafkaProducer has broken down; make a new one")

@@ -178,7 +178,9 @@ class KafkaProducer(Producer):
                 "the connection to Kafka is not open; emit inside `async with connect('kafka://...') as emitter:`, "
                 "or after the app's lifespan has started"
             )
-        return await delivery.deliver(messages, timeout)
+        if len(messages) == 1:
+            return [await delivery.deliver_one(messages[0], timeout)]
+        return await delivery.deliver_many(messages, timeout)
 
 
 class _ManagedProducer(KafkaProducer):
@@ -403,7 +405,7 @@ class KafkaBackend(Backend):
     async def _close_old(self) -> None:
         client, self._client = self._client, None
         self._producer.switch(None)
-        if client is not None and not client.raw._loop.is_closed():
+        if client is not None and not client.loop.is_closed():
             await client.abort()
 
     async def _check_topics(self, delivery: Delivery) -> None:

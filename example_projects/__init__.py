@@ -1,0 +1,1 @@
+"""Runnable apps that show how the package is used; copy from them."""

@@ -1,0 +1,147 @@
+"""A consumer per broker: what the shop has emitted, as anybody else would receive it.
+
+Each opens at the end of what the broker holds, and is ready when its block is entered: what is emitted inside it
+arrives. They know the client libraries only; nothing of dispytch is needed to read its events.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from dispytch_integrations.memory import MemoryProducer
+from example_projects.fastapi_orders.live.feed import Received
+from example_projects.fastapi_orders.transports import EXCHANGE
+
+__all__ = ["Consumer", "from_kafka", "from_memory", "from_rabbitmq", "from_redis"]
+
+Consumer = Callable[[], AbstractAsyncContextManager[AsyncIterator[Received]]]
+"""Opens a connection of its own; entered again when that one broke."""
+
+
+@asynccontextmanager
+async def from_kafka(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+    """Read topics from their end, without a consumer group: every page sees every event."""
+    from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped, unused-ignore]
+
+    servers = [f"{server}" if ":" in server else f"{server}:9092" for server in urlsplit(url).netloc.split(",")]
+    await _create_topics(servers, topics)
+    consumer: Any = AIOKafkaConsumer(*topics, bootstrap_servers=servers, auto_offset_reset="latest")
+    await consumer.start()
+    try:
+        await consumer.seek_to_end()
+
+        async def messages() -> AsyncIterator[Received]:
+            async for record in consumer:
+                headers = {name: value.decode(errors="replace") for name, value in record.headers}
+                key = None if record.key is None else record.key.decode(errors="replace")
+                yield Received(record.topic, record.value or b"null", headers, key)
+
+        async with aclosing(messages()) as received:
+            yield received
+    finally:
+        await consumer.stop()
+
+
+async def _create_topics(servers: list[str], topics: tuple[str, ...]) -> None:
+    """Otherwise they come with the first event, and a reader that starts at the end would begin behind it."""
+    from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped, unused-ignore]
+    from aiokafka.errors import KafkaError  # type: ignore[import-untyped, unused-ignore]
+
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        existing = await admin.list_topics()
+        missing = [NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics if topic not in existing]
+        if missing:
+            await admin.create_topics(missing)
+    except KafkaError as exc:
+        logging.getLogger(__name__).warning("topics were not created, the broker may do it itself: %r", exc)
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def from_rabbitmq(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+    """Bind a queue of our own to the shop's exchange. It goes with the connection; yours would be durable."""
+    import aio_pika
+
+    connection = await aio_pika.connect(_plain(url, scheme="amqps" if url.startswith("amqps") else "amqp"))
+    async with connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        exchange = await channel.get_exchange(EXCHANGE)
+        queue = await channel.declare_queue(exclusive=True)
+        for topic in topics:
+            await queue.bind(exchange, routing_key=topic)
+
+        async def messages() -> AsyncIterator[Received]:
+            async with queue.iterator() as incoming:
+                async for message in incoming:
+                    async with message.process():
+                        headers = {name: str(value) for name, value in message.headers.items()}
+                        if message.content_type:
+                            headers["content-type"] = message.content_type
+                        yield Received(message.routing_key or "", message.body, headers)
+
+        async with aclosing(messages()) as received:
+            yield received
+
+
+@asynccontextmanager
+async def from_redis(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+    """Read streams from their end."""
+    from redis.asyncio import Redis
+
+    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(url.partition("://")[0])
+    async with Redis.from_url(_plain(url, scheme=scheme), decode_responses=True) as redis:  # pyright: ignore[reportUnknownMemberType]
+        positions: dict[Any, Any] = {}
+        for topic in topics:
+            newest: list[Any] = await redis.xrevrange(topic, count=1)
+            positions[topic] = newest[0][0] if newest else "0-0"
+
+        async def messages() -> AsyncIterator[Received]:
+            while True:
+                # Shorter than the client's own socket_timeout of 5 s.
+                answer: Any = await redis.xread(positions, block=2000)
+                for topic, entries in _streams(answer):
+                    for position, fields in entries:
+                        positions[topic] = position
+                        body = fields.pop("data", "")
+                        yield Received(topic, body.encode(), fields)
+
+        async with aclosing(messages()) as received:
+            yield received
+
+
+def _streams(answer: Any) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """What XREAD answers: pairs under RESP2, a mapping with lists of lists under RESP3."""
+    if not isinstance(answer, dict):
+        return answer or []
+    return [(topic, [entry for batch in batches for entry in batch]) for topic, batches in answer.items()]
+
+
+@asynccontextmanager
+async def from_memory(producer: MemoryProducer, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+    """Receive from the memory transport, in this process."""
+    with producer.subscribe() as subscription:
+
+        async def messages() -> AsyncIterator[Received]:
+            async for message in subscription:
+                # On a RabbitMQ route the destination is the exchange.
+                topic = message.properties.get("routing_key") or message.destination
+                if topic in topics:
+                    headers = {name: str(value) for name, value in message.headers.items()}
+                    yield Received(topic, message.payload or b"null", headers, message.ordering_key)
+
+        async with aclosing(messages()) as received:
+            yield received
+
+
+def _plain(url: str, *, scheme: str | None = None) -> str:
+    """The URL without our options in its query, and with the scheme that the client knows."""
+    parts = urlsplit(url)
+    return urlunsplit((scheme or parts.scheme, parts.netloc, parts.path, "", ""))

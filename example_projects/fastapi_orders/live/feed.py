@@ -1,0 +1,161 @@
+"""What has come back from the broker, for every page that is open and for those that are opened later."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+__all__ = ["Arrived", "BrokerState", "Feed", "Received"]
+
+_MOST_UNREAD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as a consumer took it from the broker."""
+
+    topic: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    key: str | None = None
+
+
+class Arrived(BaseModel):
+    """A message as the page shows it."""
+
+    number: str
+    """Where a page that was cut off goes on: "RUN-POSITION"."""
+    topic: str
+    key: str | None
+    type: str
+    id: str
+    time: datetime
+    """When the event was made, if it says so, else when it arrived."""
+    milliseconds: float | None
+    """From the emit to here; None where the event does not say when it was made."""
+    headers: dict[str, str]
+    body: Any
+
+
+class BrokerState(BaseModel):
+    """Which broker it is, and whether the consumer hears it."""
+
+    transport: str
+    address: str
+    connected: bool
+
+
+class Feed:
+    """Hands each message to every listener, and keeps the last ones for those who come later.
+
+    `history`: how many it keeps.
+    """
+
+    def __init__(self, state: BrokerState, history: int) -> None:
+        self.state = state
+        self._kept: deque[Arrived] = deque(maxlen=history)
+        self._listeners: set[asyncio.Queue[Arrived | BrokerState | None]] = set()
+        self._run = secrets.token_hex(4)
+        self._position = 0
+        self._closed = False
+
+    def publish(self, received: Received) -> None:
+        """Show a message on all pages."""
+        self._position += 1
+        arrived = _arrived(received, f"{self._run}-{self._position}")
+        self._kept.append(arrived)
+        self._tell(arrived)
+
+    def set_connected(self, connected: bool) -> None:
+        """Say on all pages whether the broker is heard."""
+        if connected != self.state.connected:
+            self.state = self.state.model_copy(update={"connected": connected})
+            self._tell(self.state)
+
+    def close(self) -> None:
+        """End all listeners, and those that come from now on: the server wants to go."""
+        self._closed = True
+        for queue in self._listeners:
+            _put(queue, None)
+
+    async def listen(self, after: str | None = None) -> AsyncIterator[Arrived | BrokerState]:
+        """The broker's state, the kept messages (only those after the number `after`), then all that comes."""
+        if self._closed:
+            return
+        queue: asyncio.Queue[Arrived | BrokerState | None] = asyncio.Queue(_MOST_UNREAD)
+        self._listeners.add(queue)
+        try:
+            # Taken in one go: what comes while they are sent waits in the queue.
+            missed = [self.state, *self._kept_after(after)]
+            for item in missed:
+                yield item
+            while (item := await queue.get()) is not None:
+                yield item
+        finally:
+            self._listeners.discard(queue)
+
+    def _kept_after(self, number: str | None) -> list[Arrived]:
+        run, _, position = (number or "").partition("-")
+        if run != self._run or not position.isdecimal():
+            return list(self._kept)
+        return [arrived for arrived in self._kept if int(arrived.number.partition("-")[2]) > int(position)]
+
+    def _tell(self, item: Arrived | BrokerState) -> None:
+        for queue in list(self._listeners):
+            if queue.qsize() >= _MOST_UNREAD - 1:
+                # Too slow a reader is cut off; a browser comes back by itself and says where it was.
+                self._listeners.discard(queue)
+                item_or_end = None
+            else:
+                item_or_end = item
+            _put(queue, item_or_end)
+
+
+def _put(queue: asyncio.Queue[Arrived | BrokerState | None], item: Arrived | BrokerState | None) -> None:
+    try:
+        queue.put_nowait(item)
+    except asyncio.QueueFull:  # Its last place holds the end.
+        pass
+
+
+def _arrived(received: Received, number: str) -> Arrived:
+    now = datetime.now(UTC)
+    made = _time(_attribute(received.headers, "time"))
+    return Arrived(
+        number=number,
+        topic=received.topic,
+        key=received.key,
+        type=_attribute(received.headers, "type") or received.topic,
+        id=_attribute(received.headers, "id") or "",
+        time=made or now,
+        milliseconds=None if made is None else max((now - made).total_seconds() * 1000, 0.0),
+        headers=dict(received.headers),
+        body=_json(received.body),
+    )
+
+
+def _attribute(headers: Mapping[str, str], name: str) -> str | None:
+    """A CloudEvents attribute: each transport has its own prefix for them."""
+    return next((headers[key] for prefix in ("ce_", "cloudEvents_", "cloudEvents:") if (key := prefix + name) in headers), None)
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from dispytch_integrations._outlet import OnTimeout, Outlet
 from dispytch_integrations._prepare import Prepare, require_route
-from dispytch_integrations.errors import DispytchError, NotStartedError, ProducerTimeout
+from dispytch_integrations.errors import ConfigurationError, DispytchError, NotStartedError, ProducerTimeout
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
@@ -34,6 +34,10 @@ class Outlets(Protocol):
     @property
     def producers(self) -> Mapping[str, Producer]:
         """The producer of each broker, by alias."""
+        ...
+
+    async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
+        """By alias None, or what is wrong."""
         ...
 
 
@@ -122,6 +126,14 @@ class EventEmitter:
 
     async def deliver_many(self, prepared: Sequence[tuple[Outlet, Message]]) -> None:
         """The second half of `emit_many`: send what `prepare_many` made. Raises as `emit_many` does when sending."""
+        failures: list[Exception] = []
+        for outlet, message, error in await self.attempt_many(prepared):
+            await self._collect(outlet, message, error, failures)
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(prepared)} events were not confirmed", failures)
+
+    async def attempt_many(self, prepared: Sequence[tuple[Outlet, Message]]) -> list[tuple[Outlet, Message, Exception]]:
+        """Send what `prepare_many` made; return what failed, and raise nothing for it."""
         batches: dict[Outlet, list[Message]] = {}
         for outlet, message in prepared:
             batches.setdefault(outlet, []).append(message)
@@ -129,13 +141,20 @@ class EventEmitter:
             delivered = [await outlet.deliver(batch) for outlet, batch in batches.items()]
         else:
             delivered = await asyncio.gather(*(_all_fail(outlet, batch) for outlet, batch in batches.items()))
-        failures: list[Exception] = []
-        for (outlet, batch), outcomes in zip(batches.items(), delivered, strict=True):
-            for message, error in zip(batch, outcomes, strict=True):
-                if error is not None:
-                    await self._collect(outlet, message, error, failures)
-        if failures:
-            raise ExceptionGroup(f"{len(failures)} of {len(prepared)} events were not confirmed", failures)
+        return [
+            (outlet, message, error)
+            for (outlet, batch), outcomes in zip(batches.items(), delivered, strict=True)
+            for message, error in zip(batch, outcomes, strict=True)
+            if error is not None
+        ]
+
+    async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
+        """Ask every broker for an answer, in parallel; by alias None, or what is wrong.
+
+        `timeout`: seconds; None: each broker's own. Raises NotStartedError without a connection,
+        ConfigurationError for an emitter over a producer of yours, whose connection we do not manage.
+        """
+        return await self._outlets.ping(timeout=timeout)
 
     def prepare(self, event: EventBase, headers: Mapping[str, Any] | None = None) -> tuple[Outlet, Message]:
         """The event's message and the broker it goes to, without any I/O. Raises as `emit` does before sending."""
@@ -171,6 +190,10 @@ class EventEmitter:
         self._on_timeout = callback
         return callback
 
+    def timeout_callback(self, outlet: Outlet) -> OnTimeout | None:
+        """What is called for an event that `outlet` did not confirm in time; None: ProducerTimeout is raised."""
+        return self._on_timeout or outlet.on_timeout
+
     def forget_plans(self) -> None:
         """Look each event class's broker up again at its next emit; called when brokers start or stop."""
         self._plans.clear()
@@ -182,7 +205,7 @@ class EventEmitter:
         return plan
 
     async def _report(self, outlet: Outlet, event: EventBase | None, error: Exception) -> None:
-        callback = self._on_timeout or outlet.on_timeout
+        callback = self.timeout_callback(outlet)
         if callback is None or event is None or not isinstance(error, ProducerTimeout):
             raise error
         result = callback(event)
@@ -217,3 +240,9 @@ class _OneOutlet:
     @property
     def producers(self) -> Mapping[str, Producer]:
         return {self._outlet.alias: self._outlet.producer}
+
+    async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
+        raise ConfigurationError(
+            "an EventEmitter over a producer does not manage its connection and cannot ping it; "
+            "ask the client itself, or use connect()"
+        )

@@ -1,0 +1,183 @@
+"""Work handed from threads to an event loop, whose outcome the thread waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, NotStartedError, ProducerTimeout
+
+__all__ = ["Calls", "refuse_patched_threads"]
+
+_T = TypeVar("_T")
+
+_GRACE = 1.0
+"""Seconds beyond the work's own deadline after which the loop itself is given up."""
+_LOOK = 0.5
+"""Seconds between two looks at whether the loop is still there."""
+
+
+class Calls:
+    """The calls to one event loop. Threads that call at the same time share one wake-up of it.
+
+    Waking a loop is a system call and a switch of threads: most of what a hand-off costs.
+    """
+
+    __slots__ = ("_loop", "_waiting", "_woken")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[_Call[Any]] = deque()
+        self._woken = False
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, _T]], *, limit: float | None) -> _T:
+        """Run `work` on the loop, in a copy of the caller's context; return its result, or raise what it raises.
+
+        `limit`: seconds after which the work ends by itself (None: it may last). A loop that lets it last longer is
+        stuck: then the call is given up. Raises BrokerUnavailableError when the work was never begun,
+        ProducerTimeout when it was, NotStartedError when the loop does not run.
+        """
+        call = _Call(work, copy_context())
+        self._waiting.append(call)
+        # After the append: the loop clears the flag before it looks at the queue, so no call is left behind.
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._begin)
+            except RuntimeError:
+                self._woken = False  # The loop is closed; said below.
+        ended = False
+        try:
+            self._wait(call, limit)
+            ended = True
+        finally:
+            # Whatever ends the wait, Ctrl-C too, ends the work.
+            if not ended and not self._withdraw(call):
+                self._cancel(call)
+        return call.outcome()
+
+    def _begin(self) -> None:
+        self._woken = False
+        while True:
+            try:
+                call = self._waiting.popleft()
+            except IndexError:  # Empty, or the last one was withdrawn meanwhile.
+                return
+            call.task = self._loop.create_task(call.run(), context=call.context)
+
+    def _wait(self, call: _Call[Any], limit: float | None) -> None:
+        if not self._loop.is_running():
+            raise self._gone()
+        # One system call in the usual case; the clock is read only when it gets late.
+        if call.done.acquire(timeout=_LOOK):
+            return
+        end = None if limit is None else time.monotonic() + limit + _GRACE - _LOOK
+        while not call.done.acquire(timeout=_LOOK):
+            if not self._loop.is_running():
+                raise self._gone()
+            if end is not None and time.monotonic() >= end:
+                raise self._stuck(call, limit)
+
+    def _withdraw(self, call: _Call[Any]) -> bool:
+        try:
+            self._waiting.remove(call)
+        except ValueError:
+            return False
+        return True
+
+    def _cancel(self, call: _Call[Any]) -> None:
+        def cancel() -> None:
+            if call.task is not None:
+                call.task.cancel()
+
+        try:
+            self._loop.call_soon_threadsafe(cancel)
+        except RuntimeError:
+            pass  # The loop is closed: nothing runs on it.
+
+    def _stuck(self, call: _Call[Any], limit: float | None) -> Exception:
+        if self._withdraw(call):
+            return BrokerUnavailableError(
+                f"nothing was sent: the event loop took no work for {limit} s; something blocks it, likely a "
+                f"synchronous call in a coroutine or hook (python -X dev names it)"
+            )
+        return ProducerTimeout(
+            f"not confirmed within {limit} s, and the event loop itself does not answer: it may have been delivered; "
+            f"something blocks the loop, likely a synchronous call in a coroutine or hook (python -X dev names it)"
+        )
+
+    def _gone(self) -> NotStartedError:
+        return NotStartedError(
+            "the event loop of the emitter's connection is not running: the app has shut down or not started yet; "
+            "emit between its start-up and its shutdown"
+        )
+
+
+class _Call(Generic[_T]):
+    """One call: what to run, and what became of it."""
+
+    __slots__ = ("context", "done", "error", "result", "task", "work")
+
+    result: _T
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]], context: Context) -> None:
+        self.work = work
+        self.context = context
+        self.task: asyncio.Task[None] | None = None
+        self.error: Exception | None = None
+        # A bare lock, held until the outcome is there: an Event or a Future costs several of them.
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    async def run(self) -> None:
+        """Run the work and let the waiting thread go on, whatever happened."""
+        try:
+            self.result = await self.work()
+        except Exception as exc:
+            self.error = exc
+        finally:
+            self.done.release()
+
+    def outcome(self) -> _T:
+        """The work's result; raises what it raised."""
+        error, self.error = self.error, None  # Else the traceback's frame and the error keep each other alive.
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        try:
+            return self.result
+        except AttributeError:
+            raise ProducerTimeout(
+                "the event loop ended before the confirmation: it may have been delivered; the app was shutting down"
+            ) from None
+
+
+def refuse_patched_threads() -> None:
+    """Raise ConfigurationError where gevent or eventlet has replaced threads: an event loop cannot run beside them."""
+    by = _patched_by()
+    if by is None:
+        return
+    raise ConfigurationError(
+        f"threads are patched by {by}, so the emitter's event loop cannot have a thread of its own; use another kind "
+        f"of worker (gunicorn --worker-class gthread, celery --pool prefork or threads), or emit from a process that "
+        f"is not patched"
+    )
+
+
+def _patched_by() -> str | None:
+    # Only what is imported already can have patched anything.
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return "gevent"
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    return None

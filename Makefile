@@ -14,7 +14,7 @@ ARGS ?=
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help demo test check bench format lock upgrade clean
+.PHONY: help demo test check format-check lint types layers docs bench format lock upgrade clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -27,12 +27,22 @@ demo: .venv/.demo ## Run the FastAPI example against a broker that comes along; 
 test: .venv/.dev ## Run all tests, against real brokers.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-check: .venv/.dev ## Format, lint, types, layers, documentation: what CI checks beside the tests.
-	$(BIN)/ruff format --check .
+check: format-check lint types layers docs ## Format, lint, types, layers, documentation (each is a target, too).
+
+format-check: .venv/.dev
+	$(BIN)/ruff format --check --quiet .
+
+lint: .venv/.dev
 	$(BIN)/ruff check .
+
+types: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+layers: .venv/.dev
 	$(BIN)/lint-imports --cache-dir .cache/import-linter
+
+docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 bench: .venv/.dev ## Measure against the raw clients and FastStream; prints a table of ratios.

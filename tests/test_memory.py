@@ -12,6 +12,7 @@ import pytest
 from dispytch_integrations import EventBase, EventEmitter, connect
 from dispytch_integrations.errors import ConfigurationError, NotStartedError, RouteError
 from dispytch_integrations.events import EventRoute
+from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer, Subscription
 from dispytch_integrations.message import Message
 from dispytch_integrations.redis import RedisEventRoute, RedisStreamEventRoute
@@ -70,6 +71,18 @@ class TestMemory(ProducerContract):
             return receive
 
         return listen
+
+
+class TestMemoryAsKafka(TestMemory):
+    """`memory://kafka` stands in for Kafka: an app's tests use the routes that the app has."""
+
+    @pytest.fixture
+    def url(self) -> str:
+        return "memory://kafka"
+
+    @pytest.fixture
+    def route(self) -> MakeRoute:
+        return lambda destination: KafkaEventRoute(topic=destination)
 
 
 async def test_sent_holds_the_messages_until_cleared() -> None:
@@ -153,6 +166,18 @@ async def test_emits_from_other_threads_and_loops_reach_the_reader() -> None:
         for thread in threads:
             await asyncio.to_thread(thread.join)
     assert received == producer.sent
+
+
+async def test_emit_from_another_thread_wakes_an_idle_loop() -> None:
+    """Nothing else may happen on the reader's loop for minutes: the event must not wait for that."""
+    producer = MemoryProducer()
+    emitter = EventEmitter(producer)
+    loop = asyncio.get_running_loop()
+    with producer.subscribe() as messages:
+        threading.Timer(0.1, lambda: asyncio.run(emitter.emit(Order()))).start()
+        started = loop.time()
+        await asyncio.wait_for(anext(messages), 10)
+        assert loop.time() - started < 5
 
 
 async def test_slow_reader_with_a_limit_loses_the_oldest_and_sees_how_many() -> None:

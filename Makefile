@@ -14,7 +14,7 @@ ARGS ?=
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help demo test check format-check lint types layers docs bench format lock upgrade clean
+.PHONY: help demo test check format-check lint types mypy pyright layers docs bench format lock upgrade clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,8 +35,12 @@ format-check: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 
-types: .venv/.dev
+types: mypy pyright
+
+mypy: .venv/.dev
 	$(BIN)/mypy
+
+pyright: .venv/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 layers: .venv/.dev

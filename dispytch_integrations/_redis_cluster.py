@@ -194,7 +194,8 @@ class Cluster:
         """Read the layout anew, then send what waited for it."""
         try:
             # What is under way comes before what waits.
-            await asyncio.gather(*(lane.drain() for lane in self._lanes.values()))
+            while busy := [lane for lane in self._lanes.values() if lane.busy]:
+                await asyncio.gather(*(lane.drain() for lane in busy))
             tries = max((command.redirections for command in self._parked), default=0)
             if tries > 1:
                 await asyncio.sleep(_DELAY * tries)

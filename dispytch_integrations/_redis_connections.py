@@ -133,7 +133,7 @@ def open_direct(
     answered: Answered,
     credentials: Credentials,
 ) -> Direct:
-    """Connections for a URL, not connected yet. Raises ConfigurationError."""
+    """Connections for a URL, not connected yet. Raises ConfigurationError, and the client's errors for its options."""
     kwargs = common_options(options, client_options, credentials)
     if url.scheme == "redis+sentinel":
         return _open_sentinel(url, options, kwargs, answered)
@@ -145,6 +145,8 @@ def open_direct(
     pool: ConnectionPool = ConnectionPool(
         connection_class=_connection_class(url.scheme), db=database(url, options), **kwargs
     )
+    # What is wrong with the options shows here, and not as an outage that is tried again.
+    pool.make_connection()  # type: ignore[no-untyped-call]
     return Direct(pool, answered)
 
 

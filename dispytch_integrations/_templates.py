@@ -242,6 +242,8 @@ def _refusal(event: Any, part: _Part, text: str, character: str, what: str, rout
     shown = text if len(text) <= 60 else text[:57] + "..."
     if _never_in_route.match(character):
         advice = "control and invisible characters are never allowed"
+    elif character.isspace():
+        advice = "clean or format the value"
     else:
         advice = f"if it is meant, write safe={character!r} on the route, else clean or format the value"
     return RouteError(

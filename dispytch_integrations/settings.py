@@ -116,14 +116,16 @@ def _load_one(alias: str, settings: dict[str, Any], keywords: Mapping[str, Any])
     url = _read_url(settings.pop("url", None))
     backend_type = _backend_type(url.scheme)
     backend_type.require_client()
-    given = {**keywords, **settings, **_from_text(url, backend_type)}
-    ours, clients = _split(given, url, backend_type)
-    options = _validate(backend_type.options_type, ours)
-    client_options = {**clients, **options.client}
-    problems = list(_unknown(options.client, backend_type.client_option_names(url), "client="))
-    if problems:
+    problems: list[str] = []
+    query = _from_text(url, backend_type, problems)
+    given = {**keywords, **settings, **query}
+    ours, clients = _split(given, url, backend_type, problems)
+    options = _validate(backend_type.options_type, ours, problems)
+    if options is not None:
+        problems.extend(_unknown(options.client, backend_type.client_option_names(url), "client="))
+    if options is None or problems:
         raise ConfigurationError(problems)
-    return BrokerSpec(alias, backend_type(url, options, client_options), options)
+    return BrokerSpec(alias, backend_type(url, options, {**clients, **options.client}), options)
 
 
 def _read_url(url: object) -> BrokerURL:
@@ -150,14 +152,17 @@ def _backend_type(scheme: str) -> type[Backend]:
     return backend_type
 
 
-def _from_text(url: BrokerURL, backend_type: type[Backend]) -> dict[str, Any]:
+def _from_text(url: BrokerURL, backend_type: type[Backend], problems: list[str]) -> dict[str, Any]:
     """The URL's query, with the values of the client's options read by the type of their defaults."""
     ours = backend_type.options_type.model_fields
     defaults = backend_type.client_option_names(url)
-    return {
-        name: text if name in ours or name not in defaults else _from_word(name, text, defaults[name])
-        for name, text in url.query.items()
-    }
+    read: dict[str, Any] = {}
+    for name, text in url.query.items():
+        try:
+            read[name] = text if name in ours or name not in defaults else _from_word(name, text, defaults[name])
+        except ConfigurationError as exc:
+            problems.extend(exc.problems)
+    return read
 
 
 _WORDS: dict[str, bool | None] = {"true": True, "yes": True, "false": False, "no": False, "none": None}
@@ -185,17 +190,15 @@ def _from_word(name: str, text: str, default: object) -> object:
 
 
 def _split(
-    given: Mapping[str, Any], url: BrokerURL, backend_type: type[Backend]
+    given: Mapping[str, Any], url: BrokerURL, backend_type: type[Backend], problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our options and the client's. Raises ConfigurationError for names that neither has."""
+    """Our options and the client's; names that neither has are problems."""
     ours = backend_type.options_type.model_fields
     clients = backend_type.client_option_names(url)
-    problems = list(_unknown(given, [*ours, *clients], ""))
-    if problems:
-        raise ConfigurationError(problems)
+    problems.extend(_unknown(given, [*ours, *clients], ""))
     return (
         {name: value for name, value in given.items() if name in ours},
-        {name: value for name, value in given.items() if name not in ours},
+        {name: value for name, value in given.items() if name in clients and name not in ours},
     )
 
 
@@ -206,13 +209,13 @@ def _unknown(given: Mapping[str, Any], known: Mapping[str, Any] | list[str], whe
             yield f"unknown option {where}{name!r}{nearest(name, names)}"
 
 
-def _validate(options_type: type[BrokerOptions], values: dict[str, Any]) -> BrokerOptions:
+def _validate(options_type: type[BrokerOptions], values: dict[str, Any], problems: list[str]) -> BrokerOptions | None:
     try:
         return options_type.model_validate(values)
     except ValidationError as exc:
         # Without the input: it may be a secret.
-        problems = [
+        problems.extend(
             f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
             for error in exc.errors(include_url=False, include_input=False)
-        ]
-        raise ConfigurationError(problems) from None
+        )
+        return None

@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
@@ -51,7 +51,7 @@ def _identity(cls: type[OrderPlaced]) -> list[tuple[str, bytes]]:
         ("ce_source", b"/benchmarks"),
         ("content-type", b"application/json"),
         ("ce_id", secrets.token_hex(16).encode()),
-        ("ce_time", datetime.now(timezone.utc).isoformat().encode()),
+        ("ce_time", datetime.now(UTC).isoformat().encode()),
     ]
 
 
@@ -135,7 +135,13 @@ async def _concurrent(
     what = f"Kafka, {_CONCURRENT} concurrent emits, {_label(cls, identity)}"
     rate = f"raw: {_CONCURRENT * _REPEATS / min(times['raw']) / 1000:.0f} k/s"
     return [
-        Row(what=what, measured=ratio(times, "ours", "raw"), unit="x", reach=">= 0.75" if identity else ">= 0.9", note=rate),
+        Row(
+            what=what,
+            measured=ratio(times, "ours", "raw"),
+            unit="x",
+            reach=">= 0.75" if identity else ">= 0.9",
+            note=rate,
+        ),
         Row(what=f"{what}: FastStream", measured=ratio(times, "faststream", "raw"), unit="x"),
     ]
 

@@ -14,10 +14,10 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka import errors as kafka_errors
-from aiokafka.conn import CloseReason, create_conn
-from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.conn import CloseReason, create_conn  # type: ignore[import-untyped]
+from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]
 
 from dispytch_integrations.errors import (
     BrokerUnavailableError,

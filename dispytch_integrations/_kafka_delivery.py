@@ -6,13 +6,13 @@ Both go into the client's queue of each partition, one after the other, so that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from types import coroutine
 from typing import Any, TypeVar, cast
 
-from aiokafka import errors as kafka_errors
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.structs import TopicPartition
+from aiokafka import errors as kafka_errors  # type: ignore[import-untyped]
+from aiokafka.record.default_records import DefaultRecordBatchBuilder  # type: ignore[import-untyped]
+from aiokafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from dispytch_integrations._deadlines import Deadlines
 from dispytch_integrations._kafka_client import Client
@@ -49,7 +49,7 @@ class Delivery:
         self.topics = Topics(client, create=create_topics)
         self._deadlines = Deadlines()
         self._expiry = Expiry(client.loop)
-        self._add = client.accumulator.add_message
+        self._add: Callable[..., Coroutine[Any, Any, asyncio.Future[Any]]] = client.accumulator.add_message
         self._size = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
     async def deliver_one(self, message: Message, timeout: float | None) -> Exception | None:
@@ -308,15 +308,16 @@ class _Many:
 @coroutine
 def resumed(started: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
     """Await the rest of a coroutine whose first step, which gave `awaited`, is done."""
-    try:
-        yield awaited
-    except BaseException as exc:  # Whatever is thrown in belongs to the coroutine, as in `await`.
+    while True:
         try:
-            awaited = started.throw(exc)
-        except StopIteration as done:
-            return cast("_T", done.value)
-        return (yield from resumed(started, awaited))  # type: ignore[misc]
-    return (yield from started)  # type: ignore[misc]
+            yield awaited
+        except BaseException as exc:  # Whatever is thrown in belongs to the coroutine, as in `await`.
+            try:
+                awaited = started.throw(exc)
+            except StopIteration as done:
+                return cast("_T", done.value)
+        else:
+            return (yield from cast("Generator[Any, Any, _T]", started))
 
 
 def key_of(message: Message) -> bytes | None:

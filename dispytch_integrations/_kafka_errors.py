@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiokafka import errors as kafka_errors
+from aiokafka import errors as kafka_errors  # type: ignore[import-untyped]
 
 from dispytch_integrations.errors import (
     BrokerUnavailableError,

@@ -6,9 +6,9 @@ import asyncio
 import weakref
 from typing import Any
 
-from aiokafka import errors as kafka_errors
-from aiokafka.partitioner import DefaultPartitioner
-from aiokafka.structs import TopicPartition
+from aiokafka import errors as kafka_errors  # type: ignore[import-untyped]
+from aiokafka.partitioner import DefaultPartitioner  # type: ignore[import-untyped]
+from aiokafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from dispytch_integrations._kafka_client import Client
 

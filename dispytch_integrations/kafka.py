@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -9,7 +10,7 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 from pydantic_core import to_jsonable_python
@@ -27,7 +28,7 @@ from dispytch_integrations.message import Message
 from dispytch_integrations.producer import Producer
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaProducer
+    from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
     from dispytch_integrations._kafka_client import Client
     from dispytch_integrations._kafka_delivery import Delivery
@@ -50,9 +51,9 @@ class KafkaEventConfig(BackendConfig):
     partition_key: Any = None
     """The record's key: str, int, UUID, bytes, or a dict (as JSON). Equal keys share a partition, and arrive in order.
     None: the ordering key of the event, if it has one."""
-    partition: int | None = Field(None, ge=0)
+    partition: int | None = Field(default=None, ge=0)
     """Number of the partition; None: the client's partitioner chooses by the key."""
-    timestamp_ms: int | None = Field(None, ge=0)
+    timestamp_ms: int | None = Field(default=None, ge=0)
     """Milliseconds since 1970 UTC; None: when it is sent."""
     headers: dict[str, Any] | None = None
     """Headers of the record: str, bytes, numbers, UUIDs, dates, dicts; or pairs as aiokafka takes them."""
@@ -69,8 +70,9 @@ class KafkaEventConfig(BackendConfig):
     def _pairs_are_headers(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             return value
-        headers = dict(value)
-        if len(headers) != len(value):
+        pairs = cast("list[tuple[str, Any]]", value)
+        headers = dict(pairs)
+        if len(headers) != len(pairs):
             raise ValueError("a header's name stands twice; a message has one value for each name")
         return headers
 
@@ -219,7 +221,7 @@ class KafkaOptions(BrokerOptions):
 
     username: str | None = None
     """User for SASL; None: the one in the URL."""
-    password: Secret | None = Field(None, repr=False)
+    password: Secret | None = Field(default=None, repr=False)
     """Password for SASL: text, a function, or the path of a file, read at each start; None: the one in the URL."""
     sasl_mechanism: SASLMechanism | None = None
     """How to log in; None: no login. There is no default for a user: PLAIN would send the password as it is."""
@@ -229,7 +231,7 @@ class KafkaOptions(BrokerOptions):
     """Our own certificate, where the broker asks for one."""
     keyfile: Path | None = None
     """Its key; None: in the same file."""
-    keyfile_password: Secret | None = Field(None, repr=False)
+    keyfile_password: Secret | None = Field(default=None, repr=False)
     """The key's password: text, a function, or the path of a file; None: it has none."""
     topics: list[str] = Field(default_factory=list[str])
     """Topics, without the prefix, that must exist when the app starts; none is created. In a URL: with commas."""
@@ -273,8 +275,8 @@ class KafkaBackend(Backend):
         cls.require_client()
         from aiokafka import AIOKafkaProducer
 
-        parameters = inspect.signature(AIOKafkaProducer.__init__).parameters
-        decided = {"self", "loop", "api_version", "bootstrap_servers", "key_serializer", "value_serializer"}
+        parameters = inspect.signature(cast("Any", AIOKafkaProducer)).parameters
+        decided = {"loop", "api_version", "bootstrap_servers", "key_serializer", "value_serializer"}
         return {
             name: parameter.default if isinstance(parameter.default, (str, bool, int, float)) else None
             for name, parameter in parameters.items()
@@ -298,7 +300,7 @@ class KafkaBackend(Backend):
         await knock(self._hosts, options)
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._hosts]
         try:
-            client = Client(AIOKafkaProducer(bootstrap_servers=addresses, **options))
+            client = Client(cast("Any", AIOKafkaProducer)(bootstrap_servers=addresses, **options))
         except (AssertionError, RuntimeError, TypeError, ValueError) as exc:
             raise ConfigurationError(f"AIOKafkaProducer refuses its options: {exc}") from exc
         async with AsyncExitStack() as stack:
@@ -355,7 +357,7 @@ class KafkaBackend(Backend):
         if mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512") and not (user and password):
             yield f"sasl_mechanism={mechanism!r} needs a user and a password; write username=... and password=..."
         if mechanism == "OAUTHBEARER" and self._given.get("sasl_oauth_token_provider") is None:
-            yield "sasl_mechanism='OAUTHBEARER' needs an aiokafka.abc.AbstractTokenProvider: sasl_oauth_token_provider=..."
+            yield "sasl_mechanism='OAUTHBEARER' needs sasl_oauth_token_provider=..., aiokafka's AbstractTokenProvider"
         files = [name for name in ("cafile", "certfile", "keyfile") if getattr(options, name) is not None]
         if files and not secure:
             yield f"{' and '.join(files)} is for TLS; write kafka+ssl:// in the URL"
@@ -424,7 +426,7 @@ class KafkaBackend(Backend):
 
 def _require_aiokafka(what: str) -> None:
     try:
-        import aiokafka  # noqa: F401
+        importlib.import_module("aiokafka")
     except ModuleNotFoundError as exc:
         if exc.name != "aiokafka":
             raise

@@ -45,7 +45,7 @@ class Limit:
 
     def expire(self) -> None:
         """End the wait now, if it still lasts."""
-        if self.task is not None:
+        if self.task is not None and not self.expired:
             self.expired = True
             self.task.cancel()
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import aiormq
+from aio_pika import Exchange
 from aio_pika.abc import AbstractExchange, AbstractRobustChannel
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+from aiormq.exceptions import PublishError
 
-from dispytch_integrations._rabbitmq_errors import translate
+from dispytch_integrations._rabbitmq_errors import translate, unroutable
 from dispytch_integrations._rabbitmq_frames import PERSISTENT, expiration_of
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, UnroutableError
 from dispytch_integrations.message import Message
@@ -40,9 +43,11 @@ class Borrowed:
         problems = [problem for problem in map(_problem, exchanges) if problem is not None]
         if problems:
             raise ConfigurationError(problems)
-        self._exchanges: dict[str, AbstractExchange] = {exchange.name: exchange for exchange in exchanges}
+        self._exchanges: dict[str, Exchange] = {exchange.name: exchange for exchange in exchanges}
         self._in_flight_ids: dict[tuple[int, str], asyncio.Future[None]] = {}
-        silent = [name for name, each in self._exchanges.items() if not getattr(each.channel, "publisher_confirms", True)]
+        silent = [
+            name for name, each in self._exchanges.items() if not getattr(each.channel, "publisher_confirms", True)
+        ]
         if silent:
             logger.warning(
                 "the channel of the exchange %s was opened with publisher_confirms=False: events that get lost on the "
@@ -69,10 +74,18 @@ class Borrowed:
         try:
             await _open(exchange, message)
             return await self._publish_alone(exchange, message)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # aiormq ends what is in flight like this when the user closes the channel: nobody cancelled the emit.
+            return translate(f"{message!r} was not confirmed", ConnectionError(f"its channel was closed{exc}"))
+        except PublishError as exc:  # Where the user asked for it (on_return_raises).
+            return unroutable(message, _words(exc.frame))
         except Exception as exc:  # A message's failure is its outcome, whatever the client raises.
             return translate(f"{message!r} was not confirmed", exc)
 
-    async def _publish_alone(self, exchange: AbstractExchange, message: Message) -> Exception | None:
+    async def _publish_alone(self, exchange: Exchange, message: Message) -> Exception | None:
         """Publish; of messages with the same message_id one at a time: aiormq tells returned ones apart by it."""
         message_id: str | None = message.properties.get("message_id")
         if message_id is None:
@@ -99,7 +112,7 @@ def _problem(exchange: Any) -> str | None:
     return None
 
 
-async def _open(exchange: AbstractExchange, message: Message) -> None:
+async def _open(exchange: Exchange, message: Message) -> None:
     """Wait for a robust channel that is being restored. Raises BrokerUnavailableError for one that stays closed."""
     channel = exchange.channel
     if not channel.is_closed:
@@ -115,8 +128,8 @@ async def _open(exchange: AbstractExchange, message: Message) -> None:
     )
 
 
-async def _publish(exchange: AbstractExchange, message: Message) -> Exception | None:
-    channel = await exchange.channel.get_underlay_channel()
+async def _publish(exchange: Exchange, message: Message) -> Exception | None:
+    channel = cast("Channel", await exchange.channel.get_underlay_channel())
     answer: object = await channel.basic_publish(
         message.payload or b"",
         exchange=exchange.name,
@@ -127,13 +140,12 @@ async def _publish(exchange: AbstractExchange, message: Message) -> Exception | 
         wait=False,
     )
     if isinstance(answer, DeliveredMessage):
-        returned = answer.delivery
-        words = returned.reply_text if isinstance(returned, aiormq.spec.Basic.Return) else "NO_ROUTE"
-        return UnroutableError(
-            f"{message!r} was returned ({words}): the exchange {exchange.name!r} has no queue for the routing key "
-            f"{message.properties.get('routing_key', '')!r}; bind one, or write mandatory=False on the route"
-        )
+        return unroutable(message, _words(answer.delivery))
     return None
+
+
+def _words(frame: object) -> str | None:
+    return frame.reply_text if isinstance(frame, aiormq.spec.Basic.Return) else None
 
 
 def _properties(message: Message) -> aiormq.spec.Basic.Properties:
@@ -149,7 +161,7 @@ def _properties(message: Message) -> aiormq.spec.Basic.Properties:
         reply_to=get("reply_to"),
         expiration=expiration_of(message.properties),
         message_id=get("message_id"),
-        timestamp=None if timestamp is None else datetime.fromtimestamp(timestamp, timezone.utc),
+        timestamp=None if timestamp is None else datetime.fromtimestamp(timestamp, UTC),
         message_type=get("type"),
         user_id=get("user_id"),
         app_id=get("app_id"),
@@ -161,7 +173,7 @@ def _field(value: Any) -> Any:
     if isinstance(value, bytes):
         return bytearray(value)
     if isinstance(value, dict):
-        return {name: _field(item) for name, item in value.items()}
+        return {name: _field(item) for name, item in cast("dict[str, object]", value).items()}
     if isinstance(value, list):
-        return [_field(item) for item in value]
+        return [_field(item) for item in cast("list[object]", value)]
     return value

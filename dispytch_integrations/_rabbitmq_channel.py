@@ -6,6 +6,9 @@ aiormq instead: the connection hands the frames of a channel to `channel.frames.
 `channel.write_queue`. Opening, closing and errors stay aiormq's.
 """
 
+# aiormq's futures, tasks and queues say nothing about what they hold.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -14,8 +14,9 @@ from dispytch_integrations.errors import (
     UnconfirmedError,
     UnroutableError,
 )
+from dispytch_integrations.message import Message
 
-__all__ = ["CONNECTION_FAULTS", "TRANSLATIONS", "is_message_fault", "tell", "translate"]
+__all__ = ["CONNECTION_FAULTS", "TRANSLATIONS", "is_message_fault", "tell", "translate", "unroutable"]
 
 _DOUBT = "it may have been delivered"
 
@@ -24,7 +25,6 @@ TRANSLATIONS: tuple[tuple[type[Exception], type[DispytchError], str], ...] = (
     (amqp.ChannelAccessRefused, PermanentFailure, "allow this user to write to it; an internal exchange takes nothing"),
     (amqp.ChannelPreconditionFailed, PermanentFailure, "see the broker's words"),
     (amqp.ChannelClosed, DeliveryError, "see the broker's words"),
-    (amqp.PublishError, UnroutableError, "bind a queue, or write mandatory=False on the route"),
     (amqp.DeliveryError, DeliveryError, "the broker answered with a nack: a queue is full, or it could not store it"),
     (amqp.ChannelInvalidStateError, BrokerUnavailableError, "the channel is closed; nothing was sent"),
     (amqp.ConnectionClosed, UnconfirmedError, _DOUBT),
@@ -76,9 +76,18 @@ def translate(what: str, error: BaseException) -> DispytchError:
     return found
 
 
+def unroutable(message: Message, words: str | None) -> UnroutableError:
+    """The error for a message that the broker gave back, with its `words` ("NO_ROUTE")."""
+    exchange = f"the exchange {message.destination!r}" if message.destination else "the default exchange"
+    return UnroutableError(
+        f"{message!r} was returned ({words or 'NO_ROUTE'}): {exchange} has no queue for the routing key "
+        f"{message.properties.get('routing_key', '')!r}; bind one, or write mandatory=False on the route"
+    )
+
+
 def tell(error: BaseException) -> str:
     """What an error of the client says: the broker's or the system's own words where it has them."""
-    if isinstance(error, amqp.DeliveryError) and not isinstance(error, amqp.PublishError):
+    if isinstance(error, amqp.DeliveryError):
         return "refused"
     words = [argument for argument in error.args if isinstance(argument, str) and argument]
     if isinstance(error, TimeoutError) and not words:

@@ -8,11 +8,11 @@ sections 2.3.5 and 4.2 of the specification; types of fields as RabbitMQ reads t
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 
 from dispytch_integrations.errors import HeaderError, MessageTooLargeError
 from dispytch_integrations.message import Message
@@ -162,21 +162,21 @@ def _value(name: str, value: Any) -> bytes:
     if isinstance(value, (bytes, bytearray)):
         return b"x" + _long(len(value)) + value
     if isinstance(value, datetime):
-        moment = value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
+        moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
         return b"T" + _timestamp(max(0, int(moment.timestamp())))
     if isinstance(value, Decimal):
         return b"D" + _scaled(name, value)
     if isinstance(value, dict):
-        return b"F" + encode_table(value)
+        return b"F" + encode_table(cast("dict[str, Any]", value))
     if isinstance(value, (list, tuple)):
-        items = b"".join(_value(name, item) for item in value)
+        items = b"".join(_value(name, item) for item in cast("list[object]", value))
         return b"A" + _long(len(items)) + items
     raise HeaderError(f"the header {name!r} is a {type(value).__name__}, which AMQP cannot carry; give it as str")
 
 
 def _scaled(name: str, value: Decimal) -> bytes:
     exponent = value.as_tuple().exponent
-    if isinstance(exponent, int) and -255 <= exponent:
+    if isinstance(exponent, int) and exponent >= -255:
         scale = max(0, -exponent)
         if value.adjusted() <= 10:
             unscaled = int(value.scaleb(scale))

@@ -5,6 +5,9 @@ as long as somebody waits for it. If the broker closed the channel because of on
 those in flight are sent again in small groups, then one at a time, and the one that does it again alone is the one.
 """
 
+# aiormq's futures, tasks and queues say nothing about what they hold.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -13,6 +16,8 @@ import os
 import random
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from aiormq import exceptions as amqp
 from pamqp.commands import Basic
@@ -20,7 +25,7 @@ from pamqp.commands import Basic
 from dispytch_integrations._deadlines import Deadlines
 from dispytch_integrations._rabbitmq_channel import ConfirmChannel, Delivery, Publish
 from dispytch_integrations._rabbitmq_connection import Connection, Dialer
-from dispytch_integrations._rabbitmq_errors import is_message_fault, tell, translate
+from dispytch_integrations._rabbitmq_errors import is_message_fault, tell, translate, unroutable
 from dispytch_integrations._rabbitmq_exchanges import Exchange, declare, exists
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
@@ -39,6 +44,7 @@ logger = logging.getLogger("dispytch_integrations.rabbitmq")
 _LONGEST_DELAY = 5.0
 _GROUP = 16
 """How many messages are sent at a time when one of them has closed the channel."""
+_PAUSE = 0.01
 _SILENT = 0.5
 """Seconds without an answer after which a ping that is cut off drops the connection."""
 
@@ -160,22 +166,13 @@ class Link:
             error = amqp.DeliveryError(None, Basic.Nack())
             publish.settle(translate(f"{publish.message!r} was not taken", error))
         elif publish.returned is not None:
-            publish.settle(self._unroutable(publish))
+            publish.settle(unroutable(publish.message, publish.returned))
         else:
             publish.settle(None)
         if self._suspects:
             self._cleared(publish)
         if self._queue:
             self._pump()
-
-    @staticmethod
-    def _unroutable(publish: Publish) -> UnroutableError:
-        message = publish.message
-        exchange = f"the exchange {message.destination!r}" if message.destination else "the default exchange"
-        return UnroutableError(
-            f"{message!r} was returned ({publish.returned}): {exchange} has no queue for the routing key "
-            f"{message.properties.get('routing_key', '')!r}; bind one, or write mandatory=False on the route"
-        )
 
     def _cleared(self, publish: Publish) -> None:
         if self._suspects:
@@ -200,8 +197,8 @@ class Link:
     def _missing(message: Message) -> UnroutableError:
         name = message.destination
         return UnroutableError(
-            f"{message!r} was not sent: there is no exchange {name!r}; declare it, "
-            f"have it declared by connect(..., exchanges={{{name!r}: 'topic'}}), or look for a typing error in the route"
+            f"{message!r} was not sent: there is no exchange {name!r}; declare it, have it declared by "
+            f"connect(..., exchanges={{{name!r}: 'topic'}}), or look for a typing error in the route"
         )
 
     async def _check(self, name: str) -> bool:
@@ -222,7 +219,7 @@ class Link:
                     return False
             except (amqp.AMQPError, OSError, RuntimeError):
                 # The connection was lost meanwhile: ask the next one. The deadline is the caller's.
-                await asyncio.sleep(self._reconnect_interval / 10)
+                await asyncio.sleep(_PAUSE)
                 continue
             self._known.add(name)
             return True
@@ -249,11 +246,12 @@ class Link:
             await self._look_for_doubted(connection)
         channel = await ConfirmChannel.opened(connection, self._answered)
         self._channel = channel
-        channel.closing.add_done_callback(lambda closing: self._lost(channel, closing))
+        closing: asyncio.Future[Any] = channel.closing
+        closing.add_done_callback(partial(self._lost, channel))
         self._ready.set()
         self._pump()
 
-    def _lost(self, channel: ConfirmChannel, closing: asyncio.Future[object]) -> None:
+    def _lost(self, channel: ConfirmChannel, closing: asyncio.Future[Any]) -> None:
         """The channel is closed, by the broker or with its connection."""
         error = None if closing.cancelled() else closing.exception()
         if self._closing or channel is not self._channel:
@@ -331,22 +329,32 @@ class Link:
 
         Raises BrokerUnavailableError.
         """
-        if not self._ready.is_set():
-            self._hurry.set()
-            await self._ready.wait()
-        connection = self._connection
-        if connection is None:
-            raise BrokerUnavailableError(f"there is no connection ({self.last_error})")
-        if connection.blocked:
-            raise BrokerUnavailableError(
-                "the broker has blocked its publishers: an alarm for memory or disk is set (rabbitmq-diagnostics alarms)"
-            )
+        while True:
+            if not self._ready.is_set():
+                self._hurry.set()
+                await self._ready.wait()
+            connection = self._connection
+            if connection is None:
+                raise BrokerUnavailableError(f"there is no connection ({self.last_error})")
+            if connection.blocked:
+                raise BrokerUnavailableError(
+                    "the broker has blocked its publishers: an alarm for memory or disk is set "
+                    "(rabbitmq-diagnostics alarms)"
+                )
+            try:
+                await self._round_trip(connection)
+            except (amqp.AMQPError, OSError, RuntimeError) as exc:
+                if connection.is_opened or self._closing:
+                    raise BrokerUnavailableError(f"{self._dialer.address} did not answer: {tell(exc)}") from exc
+                await asyncio.sleep(_PAUSE)  # It was lost meanwhile: ask the next one.
+            else:
+                return
+
+    async def _round_trip(self, connection: Connection) -> None:
         started = self._loop.time()
         try:
             channel = await connection.channel(publisher_confirms=False)
             await channel.close()
-        except (amqp.AMQPError, OSError, RuntimeError) as exc:
-            raise BrokerUnavailableError(f"{self._dialer.address} did not answer: {tell(exc)}") from exc
         except asyncio.CancelledError:
             if self._loop.time() - started >= _SILENT and not connection.blocked:
                 connection.abort()

@@ -10,10 +10,11 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -59,9 +60,9 @@ _SHORT_PROPERTIES = (
 class RabbitMQEventConfig(BackendConfig):
     """Properties of an AMQP message. Strings may hold `{field}` parts; None leaves a property out."""
 
-    delivery_mode: int | None = Field(None, ge=1, le=2)
+    delivery_mode: int | None = Field(default=None, ge=1, le=2)
     """2 (aio_pika's `DeliveryMode.PERSISTENT`): kept on disk by durable queues; 1: not. None: 2."""
-    priority: int | None = Field(None, ge=0, le=255)
+    priority: int | None = Field(default=None, ge=0, le=255)
     """For queues that were declared with `x-max-priority`."""
     expiration: int | float | datetime | timedelta | None = None
     """How long a queue keeps it: seconds, a timedelta, or the moment until which. None: without end."""
@@ -140,7 +141,7 @@ class RabbitMQEventRoute(EventRoute):
         for name in _SHORT_PROPERTIES:
             text = properties.get(name)
             if text is not None and len(text) * 4 > _SHORT and len(text.encode()) > _SHORT:
-                raise RouteError(f"the property {name} has {len(text.encode())} bytes; AMQP allows {_SHORT}, shorten it")
+                raise RouteError(f"the property {name} has {len(text.encode())} bytes; AMQP allows {_SHORT}")
         expiration = properties.get("expiration")
         if isinstance(expiration, datetime):
             del properties["expiration"]
@@ -178,15 +179,15 @@ class RabbitMQEventRoute(EventRoute):
         if isinstance(value, BaseModel):
             return value.model_dump(mode="json")
         if isinstance(value, Mapping):
-            return {str(name): cls.encode_header(item) for name, item in value.items()}
+            return {str(name): cls.encode_header(item) for name, item in cast("Mapping[str, Any]", value).items()}
         if isinstance(value, (list, tuple)):
-            return [cls.encode_header(item) for item in value]
+            return [cls.encode_header(item) for item in cast("Sequence[object]", value)]
         return header_text(value)
 
 
 def _aware(moment: datetime) -> datetime:
     # A naive time is this machine's local one, as everywhere in datetime.
-    return moment if moment.tzinfo is not None else moment.astimezone(timezone.utc)
+    return moment if moment.tzinfo is not None else moment.astimezone(UTC)
 
 
 class _RabbitMQProducer(Producer):
@@ -200,9 +201,9 @@ class _RabbitMQProducer(Producer):
         Raises RouteError for a route or configuration of another transport, and what an emit raises.
         """
         if not isinstance(route, RabbitMQEventRoute):
-            raise RouteError(f"a RabbitMQ producer takes no {type(route).__name__}; use RabbitMQEventRoute(exchange=...)")
+            raise RouteError(f"no RabbitMQ producer takes a {type(route).__name__}; use a RabbitMQEventRoute")
         if config is not None and not isinstance(config, RabbitMQEventConfig):
-            raise RouteError(f"a RabbitMQEventRoute goes with a RabbitMQEventConfig, not with a {type(config).__name__}")
+            raise RouteError(f"a RabbitMQEventRoute goes with a RabbitMQEventConfig, not a {type(config).__name__}")
         properties: dict[str, Any] = {"routing_key": route.routing_key, "mandatory": route.mandatory}
         route.check_address(route.exchange, properties)
         headers: dict[str, Any] = {}
@@ -298,7 +299,7 @@ def _wrong_place(what: str, pid: int) -> DispytchError:
 
 def _require_aio_pika(what: str) -> None:
     try:
-        import aio_pika  # noqa: F401
+        import_module("aio_pika")
     except ModuleNotFoundError as exc:
         if exc.name != "aio_pika":
             raise
@@ -306,18 +307,25 @@ def _require_aio_pika(what: str) -> None:
 
 
 class ExchangeOptions(BaseModel):
-    """How an exchange is declared, where its type is not enough: `exchanges={"user.events": {"type": "topic", ...}}`."""
+    """How an exchange is declared, where its type is not enough.
+
+    exchanges={"user.events": {"type": "topic", "durable": False}}
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     type: str
-    """ "direct", "fanout", "topic", "headers", or what a plugin brings."""
+    """What it routes by: "direct", "fanout", "topic", "headers", or what a plugin brings."""
     durable: bool = True
     """Does it survive a restart of the broker? Default: yes."""
     auto_delete: bool = False
     """Does it go when its last queue is unbound? Default: no."""
-    arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+    arguments: dict[str, Any] = {}
     """The broker's own: {"alternate-exchange": "unrouted"}."""
+
+
+def _no_exchanges() -> dict[str, str | ExchangeOptions | None]:
+    return {}
 
 
 class RabbitMQOptions(BrokerOptions):
@@ -330,15 +338,15 @@ class RabbitMQOptions(BrokerOptions):
 
     username: str | None = None
     """User; None: "guest". The URL's comes before it."""
-    password: Secret | None = Field(None, repr=False)
-    """Text, a file's Path, or a function, both read again for each new connection; None: "guest". The URL's comes first."""
-    exchanges: dict[str, str | ExchangeOptions | None] = Field(default_factory=dict[str, "str | ExchangeOptions | None"])
+    password: Secret | None = Field(default=None, repr=False)
+    """Text, a file's Path, or a function, both read again for each new connection; None: "guest". As `username`."""
+    exchanges: Mapping[str, str | ExchangeOptions | None] = Field(default_factory=_no_exchanges)
     """Exchanges to declare at the start and after each lost connection, by name: a type ("topic"), ExchangeOptions as
     a mapping, or None to have one only looked for. `prefix` goes in front of the names. Others are looked for before
     their first use."""
-    max_in_flight: int = Field(1000, ge=1, le=65535)
+    max_in_flight: int = Field(default=1000, ge=1, le=65535)
     """Messages sent and not yet confirmed; more than that wait for their turn. Default 1000."""
-    reconnect_interval: float = Field(0.1, gt=0)
+    reconnect_interval: float = Field(default=0.1, gt=0)
     """Seconds between the first two attempts to connect again; doubled up to 5, spread by a quarter. Default 0.1."""
 
 
@@ -363,7 +371,9 @@ class RabbitMQBackend(Backend):
         self.producer: Producer = self._producer
         self._dialer: Dialer | None = None
         if url.scheme != "amqps" and self._client_options.get("ssl_context") is not None:
-            raise ConfigurationError(f"{url.scheme}:// does not encrypt, so ssl_context would go unused; write amqps://")
+            raise ConfigurationError(
+                f"{url.scheme}:// does not encrypt, so ssl_context would go unused; write amqps://"
+            )
 
     @classmethod
     def require_client(cls) -> None:
@@ -429,7 +439,7 @@ class RabbitMQBackend(Backend):
     @property
     def secrets(self) -> Sequence[str]:
         """The passwords seen so far."""
-        known = set() if self._dialer is None else set(self._dialer.secrets)
+        known: set[str] = set() if self._dialer is None else set(self._dialer.secrets)
         if self._url.password:
             known.add(self._url.password)
         if isinstance(self._options.password, str):

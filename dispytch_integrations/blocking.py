@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from inspect import isawaitable
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from dispytch_integrations._blocking_calls import Calls, refuse_patched_threads
+from dispytch_integrations._blocking_loop import Opened, loop_thread
+from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout, Outlet
+from dispytch_integrations.brokers import Brokers, connect
 from dispytch_integrations.emitter import EventEmitter
-from dispytch_integrations.errors import DispytchError, ProducerTimeout, WrongLoopError, WrongProcessError
+from dispytch_integrations.errors import (
+    DispytchError,
+    NotStartedError,
+    ProducerTimeout,
+    WrongLoopError,
+    WrongProcessError,
+)
 from dispytch_integrations.events import EventBase
+from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
+from dispytch_integrations.producer import Producer
+from dispytch_integrations.serialization import Serializer
+from dispytch_integrations.settings import Config
 
-__all__ = ["BlockingEmitter"]
+__all__ = ["BlockingBrokers", "BlockingEmitter", "connect_blocking"]
 
 _Callback = TypeVar("_Callback", bound=OnTimeout)
+
+
+class _Way(NamedTuple):
+    """An emitter, and the way to its event loop."""
+
+    emitter: EventEmitter
+    calls: Calls
 
 
 class BlockingEmitter:
@@ -34,8 +57,7 @@ class BlockingEmitter:
 
     def __init__(self, emitter: EventEmitter, loop: asyncio.AbstractEventLoop) -> None:
         refuse_patched_threads()
-        self._emitter = emitter
-        self._calls = Calls(loop)
+        self._way = _Way(emitter, Calls(loop))
         self._pid = os.getpid()
         self._on_timeout: OnTimeout | None = None
 
@@ -48,15 +70,15 @@ class BlockingEmitter:
         HeaderError, NotStartedError; further WrongLoopError when called where an event loop runs, which it would
         block, and WrongProcessError in a forked child of the process that opened the connection.
         """
-        self._check_place("emit")
-        outlet, message = self._emitter.prepare(event, headers)
+        emitter, calls = way = self._reach("emit")
+        outlet, message = emitter.prepare(event, headers)
 
         async def deliver() -> Exception | None:
             return (await outlet.deliver((message,)))[0]
 
-        error = self._calls.run(deliver, limit=outlet.timeout)
+        error = calls.run(deliver, limit=outlet.timeout)
         if error is not None:
-            self._report(outlet, message, error)
+            self._report(way, outlet, message, error)
 
     def emit_many(self, events: Iterable[EventBase], *, headers: Mapping[str, Any] | None = None) -> None:
         """Send many events at once; return when the broker has confirmed them all.
@@ -66,16 +88,15 @@ class BlockingEmitter:
 
         Raises one ExceptionGroup with the error of each event that failed; each has a note that names its event.
         """
-        self._check_place("emit_many")
-        emitter = self._emitter
+        emitter, calls = way = self._reach("emit_many")
         prepared = emitter.prepare_many(events, headers)
         if not prepared:
             return
         limit = _longest(outlet.timeout for outlet, _ in prepared)
         failures: list[Exception] = []
-        for outlet, message, error in self._calls.run(lambda: emitter.attempt_many(prepared), limit=limit):
+        for outlet, message, error in calls.run(lambda: emitter.attempt_many(prepared), limit=limit):
             try:
-                self._report(outlet, message, error)
+                self._report(way, outlet, message, error)
             except Exception as exc:
                 exc.add_note(repr(message))
                 failures.append(exc)
@@ -87,8 +108,8 @@ class BlockingEmitter:
 
         `timeout`: seconds; None: each broker's own. Raises as `EventEmitter.ping`, and as `emit` for the place.
         """
-        self._check_place("ping")
-        return self._calls.run(lambda: self._emitter.ping(timeout=timeout), limit=timeout)
+        emitter, calls = self._reach("ping")
+        return calls.run(lambda: emitter.ping(timeout=timeout), limit=timeout)
 
     def on_timeout(self, callback: _Callback) -> _Callback:
         """Call `callback(event)` for each event that is not confirmed in time, instead of raising or logging.
@@ -100,34 +121,149 @@ class BlockingEmitter:
         self._on_timeout = callback
         return callback
 
-    def _report(self, outlet: Outlet, message: Message, error: Exception) -> None:
-        callback = self._on_timeout or self._emitter.timeout_callback(outlet)
+    @property
+    def producers(self) -> Mapping[str, Producer]:
+        """The producer of each broker, by alias; they belong to the loop's thread: look, do not send."""
+        return self._reach("producers").emitter.producers
+
+    def _report(self, way: _Way, outlet: Outlet, message: Message, error: Exception) -> None:
+        callback = self._on_timeout or way.emitter.timeout_callback(outlet)
         event = message.event
         if callback is None or event is None or not isinstance(error, ProducerTimeout):
             raise error
         result = callback(event)
         if isawaitable(result):
             # How long a callback may take is its author's business.
-            self._calls.run(lambda: _awaited(result), limit=None)
+            way.calls.run(lambda: _awaited(result), limit=None)
 
-    def _check_place(self, method: str) -> None:
+    def _reach(self, method: str) -> _Way:
+        """Where to emit; raises when `method` cannot be called here."""
         if self._pid != os.getpid():
-            self._forked()
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        raise WrongLoopError(
-            f"{method}() was called where an event loop is running, and would block it: write "
-            f"`await emitter.{method}(...)` with the async emitter of connect() or EmitterDep, "
-            f"or go to a thread: `await asyncio.to_thread(emitter.{method}, ...)`"
-        )
+            raise WrongProcessError(
+                f"the emitter's connection was opened in process {self._pid}, before a fork; "
+                f"open one in this process: start the app after the fork, or use connect_blocking()"
+            )
+        _refuse_running_loop(method)
+        return self._way
 
-    def _forked(self) -> None:
-        raise WrongProcessError(
-            f"the emitter's connection was opened in process {self._pid}, before a fork; "
-            f"open one in this process: call connect_blocking() or start the app after the fork"
-        )
+
+def _refuse_running_loop(method: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise WrongLoopError(
+        f"{method}() was called where an event loop is running, and would block it: write "
+        f"`await emitter.{method}(...)` with the async emitter of connect() or EmitterDep, "
+        f"or go to a thread: `await asyncio.to_thread(emitter.{method}, ...)`"
+    )
+
+
+class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
+    """The brokers of synchronous code and their one emitter; made by `connect_blocking`.
+
+    Use it as `with`, or call `start` and `stop`. Both are counted: entered twice, it is opened once and closed at the
+    second exit. What is still open when the interpreter exits is flushed and closed then, within `shutdown_timeout`.
+
+    All connections of a process share one event loop in a daemon thread, which is started at first use. A forked
+    child (multiprocessing, Celery, a preloading server) opens connections of its own at its first emit, within the
+    emit's `timeout`; those of the parent are left alone.
+    """
+
+    def __init__(self, brokers: Callable[[], Brokers]) -> None:
+        self._new_brokers = brokers
+        self._users = 0
+        self._opened: Opened | None = None
+        self._reopened = False  # in a forked child, at an emit
+        self._locks: dict[int, threading.RLock] = {}
+        self.emitter: BlockingEmitter = _OwnEmitter(self)
+        """The emitter; raises NotStartedError until `start`, and after the last `stop`."""
+
+    def start(self) -> None:
+        """Connect to all brokers, in parallel; those that do not answer are tried again until `startup_timeout`.
+
+        Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
+        was not reached, WrongLoopError where an event loop is running.
+        """
+        _refuse_running_loop("start")
+        with self._lock:
+            if self._opened is None or self._opened.foreign or self._opened.lost:
+                self._open(wait=True)
+            self._users += 1
+
+    def stop(self) -> None:
+        """Undo one `start`; the last one refuses new emits, waits for those in flight, and closes the connections.
+
+        Harmless when not started. Raises WrongLoopError on the loop's own thread.
+        """
+        _refuse_running_loop("stop")
+        with self._lock:
+            if self._users == 0:
+                return
+            self._users -= 1
+            if self._users == 0 and self._opened is not None:
+                opened, self._opened = self._opened, None
+                self._reopened = False
+                opened.close()
+
+    def __enter__(self) -> BlockingEmitter:
+        self.start()
+        return self.emitter
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def brokers(self) -> Mapping[str, Broker]:
+        """The brokers by alias, to look at their state; empty while not started."""
+        opened = self._opened
+        return {} if opened is None or opened.foreign else opened.brokers.brokers
+
+    def _reach(self) -> Opened:
+        """What is open in this process; in a forked child of the one that has opened it, connect anew.
+
+        Raises NotStartedError; in a child also ConfigurationError.
+        """
+        opened = self._opened
+        if opened is not None and not opened.foreign and not opened.lost:
+            return opened
+        with self._lock:
+            opened = self._opened
+            if opened is None or (opened.lost and not self._reopened):
+                raise NotStartedError(
+                    "the emitter's connection is not open: emit inside `with connect_blocking(...) as emitter:`, or "
+                    "between start() and stop(); it is closed when the interpreter exits"
+                )
+            if opened.foreign or opened.lost:
+                self._reopened = True
+                opened = self._open(wait=False)
+            return opened
+
+    def _open(self, *, wait: bool) -> Opened:
+        opened = Opened(loop_thread(), self._new_brokers())
+        opened.open(wait=wait)
+        self._opened = opened
+        return opened
+
+    @property
+    def _lock(self) -> threading.RLock:
+        # One per process: a lock that another thread held at the fork would stay locked in the child for ever.
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+
+class _OwnEmitter(BlockingEmitter):
+    """The emitter of BlockingBrokers: finds out at each emit what is open in this process."""
+
+    def __init__(self, brokers: BlockingBrokers) -> None:
+        self._brokers = brokers
+        self._on_timeout = None
+
+    def _reach(self, method: str) -> _Way:
+        _refuse_running_loop(method)
+        opened = self._brokers._reach()
+        return _Way(opened.brokers.emitter, opened.thread.calls)
 
 
 async def _awaited(awaitable: Any) -> None:
@@ -141,3 +277,57 @@ def _longest(timeouts: Iterable[float | None]) -> float | None:
             return None
         longest = max(longest, timeout)
     return longest
+
+
+def connect_blocking(
+    config: Config = None,
+    *,
+    timeout: float | None = 5.0,
+    startup_timeout: float = 30.0,
+    shutdown_timeout: float = 10.0,
+    required: bool = True,
+    on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
+    source: str | None = None,
+    cloudevents: bool | str = True,
+    prefix: str = "",
+    hooks: Sequence[Hook] = (),
+    serializer: Serializer | None = None,
+    client: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> BlockingBrokers:
+    """The emitter of one or several brokers for synchronous code, connected inside a `with` block.
+
+        with connect_blocking("kafka://localhost:9092", acks="all") as emitter:
+            emitter.emit(OrderPlaced(order_id=1))
+
+    Without `with`, where an app has no end that one could wait for:
+
+        brokers = connect_blocking("kafka://localhost:9092")
+        brokers.start()                                 # closed when the interpreter exits, or by brokers.stop()
+        brokers.emitter.emit(OrderPlaced(order_id=1))
+
+    All arguments are those of `dispytch_integrations.connect`. Functions among them (a URL, a secret) are called on
+    the loop's thread; `on_timeout` in the thread that emits, see `BlockingEmitter.on_timeout`.
+
+    Nothing is read or checked before the start. Raises there ConfigurationError (gevent and eventlet too),
+    MissingExtraError, StartupError.
+    """
+
+    def brokers() -> Brokers:
+        return connect(
+            config,
+            timeout=timeout,
+            startup_timeout=startup_timeout,
+            shutdown_timeout=shutdown_timeout,
+            required=required,
+            on_timeout=on_timeout,
+            source=source,
+            cloudevents=cloudevents,
+            prefix=prefix,
+            hooks=hooks,
+            serializer=serializer,
+            client=client,
+            **options,
+        )
+
+    return BlockingBrokers(brokers)

@@ -33,6 +33,9 @@ from dispytch_integrations.settings import Config
 
 __all__ = ["BlockingBrokers", "BlockingEmitter", "connect_blocking"]
 
+_PING = 60.0
+"""Seconds after which a ping without a timeout is given up, should the loop be stuck; brokers end it long before."""
+
 _Callback = TypeVar("_Callback", bound=OnTimeout)
 
 
@@ -109,7 +112,7 @@ class BlockingEmitter:
         `timeout`: seconds; None: each broker's own. Raises as `EventEmitter.ping`, and as `emit` for the place.
         """
         emitter, calls = self._reach("ping")
-        return calls.run(lambda: emitter.ping(timeout=timeout), limit=timeout)
+        return calls.run(lambda: emitter.ping(timeout=timeout), limit=_PING if timeout is None else timeout)
 
     def on_timeout(self, callback: _Callback) -> _Callback:
         """Call `callback(event)` for each event that is not confirmed in time, instead of raising or logging.

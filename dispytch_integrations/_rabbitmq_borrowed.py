@@ -74,12 +74,12 @@ class Borrowed:
         try:
             await _open(exchange, message)
             return await self._publish_alone(exchange, message)
-        except asyncio.CancelledError as exc:
+        except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # aiormq ends what is in flight like this when the user closes the channel: nobody cancelled the emit.
-            return translate(f"{message!r} was not confirmed", ConnectionError(f"its channel was closed{exc}"))
+            return translate(f"{message!r} was not confirmed", ConnectionError("its channel was closed"))
         except PublishError as exc:  # Where the user asked for it (on_return_raises).
             return unroutable(message, _words(exc.frame))
         except Exception as exc:  # A message's failure is its outcome, whatever the client raises.

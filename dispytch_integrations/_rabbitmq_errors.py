@@ -63,6 +63,9 @@ def translate(what: str, error: BaseException) -> DispytchError:
         found: DispytchError = MessageTooLargeError(
             f"{what}: {tell(error)}; send less, or raise max_message_size of the broker"
         )
+    elif type(error) is Exception:
+        # aiormq's word for what was in flight when its user closed the channel.
+        found = UnconfirmedError(f"{what}: the connection was closed; {_DOUBT}")
     elif isinstance(error, CONNECTION_FAULTS):
         found = PermanentFailure(f"{what}: the broker could not read it: {tell(error)}")
     else:

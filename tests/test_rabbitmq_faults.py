@@ -252,7 +252,10 @@ async def test_half_open_connection_is_dropped_by_a_ping(
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.8):
             await backend.ping()
-    await proxy.cut()  # The stalled data must not arrive later: only a new connection can deliver.
+    async with asyncio.timeout(3):
+        while proxy.accepted < 2:  # Nobody but the ping has ended the first connection.
+            await asyncio.sleep(0.01)
+    await proxy.cut()  # What was stalled must not arrive later: only a new connection can deliver.
     await proxy.resume()
     await waiting
     await backend.ping()

@@ -33,8 +33,8 @@ _HEDGE_SECONDS = 0.3
 """After which the next broker of a cluster is asked, too: one that hangs does not make the others unreachable."""
 _DEAD_SECONDS = 0.25
 """Silence after which a connection counts as dead when the time for an answer is over."""
-_END_SECONDS = 0.5
-"""What closing without a flush may take."""
+_END_SECONDS = 0.4
+"""What each half of closing without a flush may take."""
 
 
 class Client:

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import confluent_kafka
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
 from dispytch_integrations import EventBase, EventEmitter, connect
 from dispytch_integrations.backend import BrokerURL
@@ -51,10 +51,10 @@ class _BehindProxy(Tansu):
 
 
 @asynccontextmanager
-async def _proxied(advertised_port: int | None = None) -> AsyncIterator[tuple[TCPProxy, _BehindProxy, str]]:
+async def _proxied() -> AsyncGenerator[tuple[TCPProxy, _BehindProxy, str]]:
     broker = _BehindProxy()
     async with TCPProxy("127.0.0.1", broker.port) as proxy:
-        broker.advertised_port = advertised_port or proxy.port
+        broker.advertised_port = proxy.port
         try:
             await asyncio.to_thread(broker.start)
             yield proxy, broker, f"kafka://127.0.0.1:{proxy.port}"
@@ -93,6 +93,12 @@ def nothing_left() -> Iterator[None]:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+
+
+def _tasks_of_the_client() -> list[str]:
+    # Asked right after the end: a forgotten task may be garbage, and gone, by the time a fixture looks.
+    coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
+    return [each.__qualname__ for each in coroutines if "aiokafka" in each.cr_code.co_filename]
 
 
 @pytest.fixture
@@ -179,7 +185,7 @@ class TestStart:
 class TestOutage:
     async def test_broker_that_vanishes_mid_load(self, no_task_left: None) -> None:
         """Every event that was confirmed is there; every other one has its error, in time."""
-        async with _proxied() as (proxy, broker, url):
+        async with _proxied() as (proxy, _, url):
             async with connect(url, timeout=1.5, shutdown_timeout=2.0) as emitter:
                 confirmed: list[int] = []
                 failed: list[Exception] = []
@@ -331,6 +337,7 @@ class TestStop:
             stopping.cancel()
             await asyncio.wait({stopping}, timeout=2)
             assert stopping.cancelled()
+            assert _tasks_of_the_client() == []
             assert time.monotonic() - started < 1.5
             outcomes = [outcome for emit in pending for outcome in await emit]
             assert [isinstance(outcome, UnconfirmedError) for outcome in outcomes] == [True] * 3
@@ -354,6 +361,7 @@ class TestStop:
         stopping.cancel()
         await asyncio.wait({stopping}, timeout=2)
         assert stopping.cancelled()
+        assert _tasks_of_the_client() == []
 
     async def test_emits_waiting_for_their_topic_end_with_the_stop(self, no_task_left: None) -> None:
         """A question that nobody answers any more must not hold up who asked."""

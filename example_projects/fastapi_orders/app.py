@@ -1,11 +1,11 @@
 """The app, put together.
 
-    DISPYTCH_URL=kafka://localhost:9092 uvicorn example_projects.fastapi_orders.app:create_app --factory
+DISPYTCH_URL=kafka://localhost:9092 uvicorn example_projects.fastapi_orders.app:create_app --factory
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings.from_environment()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         # Inside the emitter's lifespan: the broker is connected.
         app.state.feed = feed = Feed(_state(settings), settings.history)
         async with following(feed, _consumer(app, settings)):

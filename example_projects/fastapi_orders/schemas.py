@@ -17,10 +17,10 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 class Product(StrEnum):
     """What the shop sells."""
 
-    BEANS = "Espresso beans, 1 kg"
+    BEANS = "Espresso beans"
     KETTLE = "Pour-over kettle"
     MUG = "Stoneware mug"
-    FILTERS = "Paper filters, 100"
+    FILTERS = "Paper filters"
 
 
 CATALOGUE = {

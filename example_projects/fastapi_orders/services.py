@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from dispytch_integrations import EventEmitter
@@ -61,7 +61,7 @@ class OrderService:
         return cancelled
 
     @contextmanager
-    def _kept_unless_untold(self, order: Order, *, before: Order | None) -> Iterator[None]:
+    def _kept_unless_untold(self, order: Order, *, before: Order | None) -> Generator[None, None, None]:
         """Undo the change when its event certainly did not go out; a database would roll back."""
         try:
             yield

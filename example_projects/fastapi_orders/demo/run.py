@@ -153,7 +153,9 @@ class _Guide(threading.Thread):
             if self._check:
                 count = self._visitor.shop_and_watch(_CHECK_SECONDS)
                 self._checked = True
-                print(f"  Checked: {count} of {count} events came back from {_NAMES[self._broker.transport]}.", flush=True)
+                print(
+                    f"  Checked: {count} of {count} events came back from {_NAMES[self._broker.transport]}.", flush=True
+                )
             else:
                 self._visitor.shop()
         except VisitorError as exc:

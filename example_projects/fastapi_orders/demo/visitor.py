@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["Visitor", "VisitorError"]
 
 _ORDERS: tuple[dict[str, object], ...] = (
-    {"customer": "Ada Lovelace", "product": "Espresso beans, 1 kg", "quantity": 2},
+    {"customer": "Ada Lovelace", "product": "Espresso beans", "quantity": 2},
     {"customer": "Grace Hopper", "product": "Pour-over kettle", "quantity": 1},
     {"customer": "Katherine Johnson", "product": "Stoneware mug", "quantity": 4},
 )
@@ -34,13 +34,13 @@ class Visitor:
 
         `pause`: seconds between two of them. Raises VisitorError when the app refuses.
         """
-        expected: set[tuple[str, int]] = set()
+        numbers: list[int] = []
         for order in _ORDERS:
-            number = int(self._post("/orders", order)["id"])
-            expected.add(("orders.placed", number))
+            numbers.append(int(self._post("/orders", order)["id"]))
             time.sleep(pause)
-        self._post(f"/orders/{number}/cancellation", {"reason": "found a nicer one"})
-        expected.add(("orders.cancelled", number))
+        self._post(f"/orders/{numbers[-1]}/cancellation", {"reason": "found a nicer one"})
+        expected = {("orders.placed", number) for number in numbers}
+        expected.add(("orders.cancelled", numbers[-1]))
         return expected
 
     def shop_and_watch(self, timeout: float) -> int:

@@ -1,17 +1,17 @@
 """A consumer per broker: what the shop has emitted, as anybody else would receive it.
 
 Each opens at the end of what the broker holds, and is ready when its block is entered: what is emitted inside it
-arrives. They know the client libraries only; nothing of dispytch is needed to read its events.
+arrives. They use the client libraries alone: nothing of ours is needed to read its events.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, cast
 
+from dispytch_integrations.backend import BrokerURL
 from dispytch_integrations.memory import MemoryProducer
 from example_projects.fastapi_orders.live.feed import Received
 from example_projects.fastapi_orders.transports import EXCHANGE
@@ -23,18 +23,24 @@ Consumer = Callable[[], AbstractAsyncContextManager[AsyncIterator[Received]]]
 
 
 @asynccontextmanager
-async def from_kafka(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+async def from_kafka(url: str, topics: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Received], None]:
     """Read topics from their end, without a consumer group: every page sees every event."""
     from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped, unused-ignore]
 
-    servers = [f"{server}" if ":" in server else f"{server}:9092" for server in urlsplit(url).netloc.split(",")]
-    await _create_topics(servers, topics)
-    consumer: Any = AIOKafkaConsumer(*topics, bootstrap_servers=servers, auto_offset_reset="latest")
+    access = _kafka_access(url)
+    await _create_topics(access, topics)
+    consumer: Any = AIOKafkaConsumer(
+        *topics,
+        **access,
+        auto_offset_reset="latest",
+        # A broker that answers only when this is over (Tansu does) would let the page wait for half a second.
+        fetch_max_wait_ms=50,
+    )
     await consumer.start()
     try:
         await consumer.seek_to_end()
 
-        async def messages() -> AsyncIterator[Received]:
+        async def messages() -> AsyncGenerator[Received, None]:
             async for record in consumer:
                 headers = {name: value.decode(errors="replace") for name, value in record.headers}
                 key = None if record.key is None else record.key.decode(errors="replace")
@@ -46,12 +52,12 @@ async def from_kafka(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIt
         await consumer.stop()
 
 
-async def _create_topics(servers: list[str], topics: tuple[str, ...]) -> None:
+async def _create_topics(access: dict[str, Any], topics: tuple[str, ...]) -> None:
     """Otherwise they come with the first event, and a reader that starts at the end would begin behind it."""
     from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped, unused-ignore]
     from aiokafka.errors import KafkaError  # type: ignore[import-untyped, unused-ignore]
 
-    admin: Any = AIOKafkaAdminClient(bootstrap_servers=servers)
+    admin: Any = AIOKafkaAdminClient(**access)
     await admin.start()
     try:
         existing = await admin.list_topics()
@@ -64,8 +70,27 @@ async def _create_topics(servers: list[str], topics: tuple[str, ...]) -> None:
         await admin.close()
 
 
+def _kafka_access(url: str) -> dict[str, Any]:
+    """Where the brokers are and how to get in, from the same URL that the emitter has."""
+    from aiokafka.helpers import create_ssl_context  # type: ignore[import-untyped, unused-ignore]
+
+    read = BrokerURL.parse(url)
+    hosts = [(f"[{host}]" if ":" in host else host, port or 9092) for host, port in read.hosts]
+    ssl, sasl = read.scheme == "kafka+ssl", read.username is not None
+    access: dict[str, Any] = {
+        "bootstrap_servers": ",".join(f"{host}:{port}" for host, port in hosts),
+        "security_protocol": ("SASL_" if sasl else "") + ("SSL" if ssl else "PLAINTEXT"),
+    }
+    if ssl:
+        access["ssl_context"] = create_ssl_context()
+    if sasl:
+        access["sasl_mechanism"] = read.query.get("sasl_mechanism", "PLAIN")
+        access["sasl_plain_username"], access["sasl_plain_password"] = read.username, read.password
+    return access
+
+
 @asynccontextmanager
-async def from_rabbitmq(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+async def from_rabbitmq(url: str, topics: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Received], None]:
     """Bind a queue of our own to the shop's exchange. It goes with the connection; yours would be durable."""
     import aio_pika
 
@@ -78,7 +103,7 @@ async def from_rabbitmq(url: str, topics: tuple[str, ...]) -> AsyncIterator[Asyn
         for topic in topics:
             await queue.bind(exchange, routing_key=topic)
 
-        async def messages() -> AsyncIterator[Received]:
+        async def messages() -> AsyncGenerator[Received, None]:
             async with queue.iterator() as incoming:
                 async for message in incoming:
                     async with message.process():
@@ -92,7 +117,7 @@ async def from_rabbitmq(url: str, topics: tuple[str, ...]) -> AsyncIterator[Asyn
 
 
 @asynccontextmanager
-async def from_redis(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+async def from_redis(url: str, topics: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Received], None]:
     """Read streams from their end."""
     from redis.asyncio import Redis
 
@@ -100,10 +125,10 @@ async def from_redis(url: str, topics: tuple[str, ...]) -> AsyncIterator[AsyncIt
     async with Redis.from_url(_plain(url, scheme=scheme), decode_responses=True) as redis:  # pyright: ignore[reportUnknownMemberType]
         positions: dict[Any, Any] = {}
         for topic in topics:
-            newest: list[Any] = await redis.xrevrange(topic, count=1)
+            newest: Any = await redis.xrevrange(topic, count=1)
             positions[topic] = newest[0][0] if newest else "0-0"
 
-        async def messages() -> AsyncIterator[Received]:
+        async def messages() -> AsyncGenerator[Received, None]:
             while True:
                 # Shorter than the client's own socket_timeout of 5 s.
                 answer: Any = await redis.xread(positions, block=2000)
@@ -121,15 +146,18 @@ def _streams(answer: Any) -> list[tuple[str, list[tuple[str, dict[str, str]]]]]:
     """What XREAD answers: pairs under RESP2, a mapping with lists of lists under RESP3."""
     if not isinstance(answer, dict):
         return answer or []
-    return [(topic, [entry for batch in batches for entry in batch]) for topic, batches in answer.items()]
+    streams = cast("dict[str, list[list[tuple[str, dict[str, str]]]]]", answer)
+    return [(topic, [entry for batch in batches for entry in batch]) for topic, batches in streams.items()]
 
 
 @asynccontextmanager
-async def from_memory(producer: MemoryProducer, topics: tuple[str, ...]) -> AsyncIterator[AsyncIterator[Received]]:
+async def from_memory(
+    producer: MemoryProducer, topics: tuple[str, ...]
+) -> AsyncGenerator[AsyncIterator[Received], None]:
     """Receive from the memory transport, in this process."""
     with producer.subscribe() as subscription:
 
-        async def messages() -> AsyncIterator[Received]:
+        async def messages() -> AsyncGenerator[Received, None]:
             async for message in subscription:
                 # On a RabbitMQ route the destination is the exchange.
                 topic = message.properties.get("routing_key") or message.destination
@@ -143,5 +171,5 @@ async def from_memory(producer: MemoryProducer, topics: tuple[str, ...]) -> Asyn
 
 def _plain(url: str, *, scheme: str | None = None) -> str:
     """The URL without our options in its query, and with the scheme that the client knows."""
-    parts = urlsplit(url)
-    return urlunsplit((scheme or parts.scheme, parts.netloc, parts.path, "", ""))
+    own, _, rest = url.partition("?")[0].partition("://")
+    return f"{scheme or own}://{rest}"

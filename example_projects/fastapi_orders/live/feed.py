@@ -94,9 +94,9 @@ class Feed:
         self._listeners.add(queue)
         try:
             # Taken in one go: what comes while they are sent waits in the queue.
-            missed = [self.state, *self._kept_after(after)]
-            for item in missed:
-                yield item
+            missed: list[Arrived | BrokerState] = [self.state, *self._kept_after(after)]
+            for one in missed:
+                yield one
             while (item := await queue.get()) is not None:
                 yield item
         finally:
@@ -144,7 +144,9 @@ def _arrived(received: Received, number: str) -> Arrived:
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:
     """A CloudEvents attribute: each transport has its own prefix for them."""
-    return next((headers[key] for prefix in ("ce_", "cloudEvents_", "cloudEvents:") if (key := prefix + name) in headers), None)
+    return next(
+        (headers[key] for prefix in ("ce_", "cloudEvents_", "cloudEvents:") if (key := prefix + name) in headers), None
+    )
 
 
 def _time(text: str | None) -> datetime | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
@@ -21,7 +21,7 @@ _RETRY_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def following(feed: Feed, consumer: Consumer, *, timeout: float = 15.0) -> AsyncIterator[None]:
+async def following(feed: Feed, consumer: Consumer, *, timeout: float = 15.0) -> AsyncGenerator[None, None]:
     """Publish what the consumer receives, as long as the block runs.
 
     `timeout`: seconds for the first connection. Raises what the consumer raised, or TimeoutError.
@@ -56,7 +56,7 @@ async def _follow(feed: Feed, consumer: Consumer, opened: asyncio.Future[None]) 
 
 
 @contextmanager
-def closed_before_shutdown(feed: Feed) -> Iterator[None]:
+def closed_before_shutdown(feed: Feed) -> Generator[None, None, None]:
     """End the pages' streams as soon as the process is told to end.
 
     A server waits for open connections first and runs the lifespan's end last: a page that is open would hold it

@@ -1,0 +1,391 @@
+"""The documentation keeps its word: every Python block runs against real brokers, every command and link exists.
+
+How a block of README.md or docs/*.md is treated:
+
+- Blocks of a page share one namespace, and run from top to bottom on one event loop; `await` may stand at the top level.
+- `# name.py` as the first line makes the block a file, too, which later blocks and commands of the page may import;
+  `# test_*.py` and `# conftest.py` are only files: pytest runs them at the end.
+- `<!-- not run: reason -->` above a block: it is compiled, not run.
+- `<!-- output -->` above a text block: the last Python block has printed this; `...` stands for anything.
+- `<!-- check` ... `-->`: Python that readers do not see, run in its place.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import doctest
+import inspect
+import io
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispytch_integrations import errors
+from dispytch_integrations.brokers import Brokers
+from dispytch_integrations.settings import load_brokers
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+LANGUAGES = {"python", "bash", "text", "json", "ini", "http"}
+# Exchanges are kept by the broker: a run of the tests has names of its own.
+EXCHANGES = ("user.events", "partner.events", "shop.events")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, or a hidden check."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    comment: str
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that the reader is told to make of it."""
+        match = re.match(r"# ([\w/]+\.py)$", self.code, re.MULTILINE)
+        return match[1] if match else None
+
+    def __str__(self) -> str:
+        return f"{_name(self.page)}:{self.line}"
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    """The blocks of a page, in order; MyST's directives are left out."""
+    lines = page.read_text().splitlines()
+    index, comment = 0, ""
+    while index < len(lines):
+        line = lines[index].strip()
+        fence = re.match(r"(`{3,})(.*)", line)
+        end = fence[1] if fence else "-->" if line == "<!-- check" else None
+        if end is not None:
+            first = index + 1
+            index = next((at for at in range(first, len(lines)) if lines[at].strip() == end), len(lines))
+            language = fence[2].strip() if fence else "python"
+            if not language.startswith("{"):
+                code = textwrap.dedent("\n".join(lines[first:index]))
+                yield Block(page, first + 1, language, code, comment)
+        if line:
+            match = re.fullmatch(r"<!-- (.*) -->", line)
+            comment = match[1] if match else ""
+        index += 1
+
+
+# -- running a page ------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """Runs the blocks of one page, in a module and a folder of their own."""
+
+    def __init__(self, page: Path, folder: Path, replacements: Mapping[str, str]) -> None:
+        self._page = page
+        self._folder = folder
+        self._replacements = replacements
+        self._module = types.ModuleType("documented")
+        self._printed = ""
+
+    def run(self) -> None:
+        """Run all blocks; what fails is reported with the page's line."""
+        sys.modules["documented"] = self._module
+        with asyncio.Runner() as runner, _unopened_brokers() as unopened:
+            for block in blocks_of(self._page):
+                if block.language == "python":
+                    self._take(block, runner)
+                elif block.comment == "output":
+                    self._compare(block)
+            # Those that were only shown: what their block says is read, and not connected to.
+            for config, options in unopened.values():
+                load_brokers(config, options)
+        if any(self._folder.glob("test_*.py")):
+            self._run_tests()
+
+    def _take(self, block: Block, runner: asyncio.Runner) -> None:
+        code = compile(
+            "\n" * (block.line - 1) + self._replaced(block.code),
+            _name(self._page),
+            "exec",
+            flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+            dont_inherit=True,
+        )
+        if block.comment.startswith("not run: "):
+            return
+        if block.file is not None:
+            (self._folder / block.file).write_text(self._replaced(block.code))
+            if block.file.startswith(("test_", "conftest")):
+                return
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            result = eval(code, self._module.__dict__)
+            if inspect.iscoroutine(result):
+                runner.run(result)
+        self._printed = printed.getvalue()
+
+    def _replaced(self, code: str) -> str:
+        for text, by in self._replacements.items():
+            code = code.replace(text, by)
+        return code
+
+    def _compare(self, block: Block) -> None:
+        expected = self._replaced(block.code) + "\n"
+        checker = doctest.OutputChecker()
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        assert checker.check_output(expected, self._printed, flags), (
+            f"{block}: the page says\n{expected}\nand this was printed:\n{self._printed}"
+        )
+
+    def _run_tests(self) -> None:
+        (self._folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."],
+            cwd=self._folder,
+            env={"PYTHONPATH": f"{ROOT}", "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=50,
+        )
+        assert done.returncode == 0, f"the tests of {_name(self._page)} fail:\n{done.stdout}"
+
+
+@contextmanager
+def _unopened_brokers() -> Iterator[dict[Brokers, tuple[Any, Any]]]:
+    """The brokers that `connect` has made and nobody has started, with their settings."""
+    unopened: dict[Brokers, tuple[Any, Any]] = {}
+    make, start = Brokers.__init__, Brokers.start
+
+    def remember(self: Brokers, config: Any, options: Any) -> None:
+        make(self, config, options)
+        unopened[self] = (config, options)
+
+    async def forget(self: Brokers) -> None:
+        unopened.pop(self, None)
+        await start(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Brokers, "__init__", remember)
+        patch.setattr(Brokers, "start", forget)
+        yield unopened
+
+
+@pytest.fixture
+def replacements(request: pytest.FixtureRequest, page: Path, unique: str) -> dict[str, str]:
+    """What stands in the pages, and what it is here: addresses of brokers, names that outlive the run."""
+    text = page.read_text()
+    found: dict[str, str] = {}
+    if "localhost:9092" in text:
+        url = request.getfixturevalue("own_kafka")().url  # Of its own: what another test has sent would be read here.
+        found |= {"kafka://localhost:9092": url, "localhost:9092": url.removeprefix("kafka://")}
+    if "localhost:6379" in text or "Redis()" in text:
+        url = request.getfixturevalue("own_redis")().url.removesuffix("/0")
+        found |= {"redis://localhost:6379": url, "Redis()": f"Redis.from_url({url!r})"}
+    if "localhost:5672" in text:
+        url = request.getfixturevalue("rabbitmq_url").rstrip("/")
+        found |= {f"{scheme}localhost:5672": url for scheme in ("amqp://guest:guest@", "rabbitmq://", "amqp://")}
+        found |= {
+            f"{quote}{exchange}{quote}": f"{quote}{unique}.{exchange}{quote}" for exchange in EXCHANGES for quote in "\"'"
+        }
+        request.getfixturevalue("exchanges")
+    return found
+
+
+@pytest.fixture
+def exchanges(rabbitmq_url: str, unique: str) -> Iterator[None]:
+    """The exchanges of the pages, with a queue that takes everything, as a consumer would have made them."""
+    import aio_pika
+
+    names = [f"{unique}.{exchange}" for exchange in EXCHANGES]
+
+    async def declare(runner_done: bool) -> None:
+        connection = await aio_pika.connect(rabbitmq_url)
+        async with connection:
+            channel = await connection.channel()
+            for name in names:
+                if runner_done:
+                    await channel.queue_delete(name)
+                    await channel.exchange_delete(name)
+                    continue
+                exchange = await channel.declare_exchange(name, "topic", durable=True)
+                queue = await channel.declare_queue(name, durable=True)
+                await queue.bind(exchange, "user.#")
+
+    asyncio.run(declare(False))
+    yield
+    asyncio.run(declare(True))
+
+
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=_name)
+def test_python_blocks_run(
+    page: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Examples are copied by everybody who starts: one that does not run costs each of them an hour."""
+    monkeypatch.setenv("DISPYTCH_URL", replacements.get("kafka://localhost:9092", "memory://"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = set(sys.modules)
+    try:
+        Page(page, tmp_path, replacements).run()
+    finally:
+        for name in set(sys.modules) - known:
+            if name == "documented" or (tmp_path / f"{name}.py").exists():
+                del sys.modules[name]
+
+
+def test_a_wrong_block_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of examples that cannot fail is worth nothing: errors, wrong output and wrong options must be seen."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    wrong = {
+        "raises": "```python\nraise LookupError\n```",
+        "awaits": "```python\nimport asyncio\nawait asyncio.sleep(0)\nassert 1 == 2\n```",
+        "builds": "```python\na = 1\n```\n\n```python\nassert a == 2\n```",
+        "prints": "```python\nprint(1)\n```\n\n<!-- output -->\n```text\n2\n```",
+        "checks": "<!-- check\nassert 1 == 2\n-->",
+        "options": "```python\nfrom dispytch_integrations import connect\nconnect('memory://', timout=2)\n```",
+        "syntax": "<!-- not run: it is wrong -->\n```python\nif\n```",
+        "tests": "```python\n# test_it.py\ndef test_it():\n    assert 1 == 2\n```",
+    }
+    for name, text in wrong.items():
+        page = tmp_path / f"{name}.md"
+        page.write_text(text)
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises((AssertionError, LookupError, SyntaxError, errors.ConfigurationError)):
+            Page(page, folder, {}).run()
+
+
+# -- what is not Python --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_blocks_say_what_they_are(page: Path) -> None:
+    """A block without a language is not highlighted, and not tested; one that is not run says why."""
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, f"{block}: {block.language!r} is not one of {sorted(LANGUAGES)}"
+        if block.language == "python" and block.comment.startswith("not run"):
+            assert re.fullmatch(r"not run: \w.{9,}", block.comment), f"{block}: write <!-- not run: the reason -->"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_commands_exist(page: Path) -> None:
+    """The first thing a stranger does is to paste a command."""
+    files = {block.file for block in blocks_of(page)} - {None}
+    for block in blocks_of(page):
+        if block.language == "bash":
+            for line in block.code.replace("\\\n", " ").splitlines():
+                _check_command(line.partition(" #")[0].strip(), block, files)
+
+
+def _check_command(line: str, block: Block, files: set[str | None]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, extras in re.findall(r"(dispytch-integrations|\.)\[([\w,]+)\]", line):
+        unknown = set(extras.split(",")) - set(project["optional-dependencies"])
+        assert not unknown, f"{block}: {name} has no extra {', '.join(sorted(unknown))}"
+    words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+    match words:
+        case ["make", target, *_]:
+            assert target in targets, f"{block}: there is no `make {target}`"
+        case ["python", file, *_] if file.endswith(".py"):
+            assert file in files, f"{block}: the page has no block `# {file}`"
+        case ["uvicorn" | "hypercorn" | "gunicorn", *arguments]:
+            named = [argument for argument in arguments if re.fullmatch(r"\w+:\w+", argument)]
+            assert named, f"{block}: no app is named"
+            assert f"{named[0].partition(':')[0]}.py" in files, f"{block}: the page has no block for {named[0]}"
+        case _:
+            pass
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A dead link on the first page makes a reader doubt the rest."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        path, _, anchor = (target[0] or target[1]).partition("#")
+        if path.startswith(("http:", "https:")):
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), f"{_name(page)} links to {path}, which does not exist"
+        if anchor and file.suffix == ".md":
+            assert anchor in _anchors(file), f"{_name(page)} links to {path}#{anchor}, which has no such heading"
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+# -- what the pages say of the code --------------------------------------------------------------------------------
+
+
+def _tree(text: str) -> dict[str, str | None]:
+    """Each name in a drawn tree, with the name above it."""
+    above: dict[int, str] = {}
+    tree: dict[str, str | None] = {}
+    for line in text.splitlines():
+        match = re.match(r"([ │├└─]*)(\w+)", line)
+        if match and (match[2] == "DispytchError" or "─" in match[1]):
+            depth = len(match[1]) // 4
+            tree[match[2]] = above.get(depth - 1)
+            above[depth] = match[2]
+    return tree
+
+
+def _real_tree() -> dict[str, str | None]:
+    tree: dict[str, str | None] = {}
+    for name in errors.__all__:
+        bases = [base.__name__ for base in getattr(errors, name).__bases__ if issubclass(base, errors.DispytchError)]
+        tree[name] = bases[0] if bases else None
+    return tree
+
+
+def test_error_tree_is_the_one_in_the_code() -> None:
+    """What to catch is decided by reading the tree: a class that moved would be caught by nobody."""
+    page = ROOT / "docs" / "errors.md"
+    [drawn] = [block.code for block in blocks_of(page) if "├── " in block.code]
+    assert _tree(drawn) == _real_tree()
+    assert _tree(textwrap.dedent(inspect.getdoc(errors) or "")) == _real_tree()
+
+
+def test_every_error_has_its_paragraph() -> None:
+    """Who meets an error looks it up: when is it raised, and what to do."""
+    text = (ROOT / "docs" / "errors.md").read_text()
+    explained = set(re.findall(r"^### `?(\w+)`?$", text, re.MULTILINE))
+    assert explained == set(errors.__all__)
+
+
+def test_every_option_is_documented() -> None:
+    """An option that nobody finds is not there; one that is gone misleads."""
+    from dispytch_integrations.backend import BrokerOptions
+    from dispytch_integrations.kafka import KafkaOptions
+    from dispytch_integrations.rabbitmq import RabbitMQOptions
+    from dispytch_integrations.redis import RedisOptions
+
+    common = set(BrokerOptions.model_fields)
+    pages = {
+        "configuration.md": common,
+        "kafka.md": set(KafkaOptions.model_fields) - common,
+        "rabbitmq.md": set(RabbitMQOptions.model_fields) - common,
+        "redis.md": set(RedisOptions.model_fields) - common,
+    }
+    for page, names in pages.items():
+        _, _, text = (ROOT / "docs" / page).read_text().partition("\n## Options\n")
+        table = text.partition("\n## ")[0]
+        rows = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+        assert rows == names, f"docs/{page}, section Options"

@@ -642,6 +642,20 @@ async def test_a_startup_that_raises_is_a_startup_that_failed() -> None:
     assert closed == [True]
 
 
+async def test_the_end_of_the_shutdown_is_told_after_the_brokers_are_closed() -> None:
+    """A server that has the answer may end the process before the last events are flushed."""
+
+    async def script(receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    server, _, closed = await run_with_log(script)
+    assert await server.stop() == "lifespan.shutdown.complete"
+    assert closed == [False, True]
+
+
 async def test_a_shutdown_that_fails_is_passed_on_after_the_brokers_are_closed() -> None:
     """What the app's shutdown emitted is flushed even then."""
 

@@ -50,6 +50,7 @@ class Delivery:
         self._deadlines = Deadlines()
         self._expiry = Expiry(client.loop)
         self._add: Callable[..., Coroutine[Any, Any, asyncio.Future[Any]]] = client.accumulator.add_message
+        self._max_size = client.max_request_size
         self._size = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
     async def deliver_one(self, message: Message, timeout: float | None) -> Exception | None:
@@ -102,7 +103,7 @@ class Delivery:
         """
         key, payload, headers = key_of(message), message.payload, headers_of(message)
         properties = message.properties
-        if self.is_too_large(key, payload, headers):
+        if self._size(key, payload, headers) > self._max_size:
             raise self.too_large(message)
         if not properties:
             return self._add(topic.place(key), key, payload, self.client.request_timeout, None, headers)
@@ -126,12 +127,12 @@ class Delivery:
 
     def is_too_large(self, key: bytes | None, payload: bytes | None, headers: Headers) -> bool:
         """Would the client itself refuse this record?"""
-        return self._size(key, payload, headers) > self.client.max_request_size  # type: ignore[no-any-return]
+        return self._size(key, payload, headers) > self._max_size  # type: ignore[no-any-return]
 
     def too_large(self, message: Message) -> MessageTooLargeError:
         """The error for such a message."""
         return MessageTooLargeError(
-            f"{message!r} is larger than the client's max_request_size of {self.client.max_request_size} bytes; "
+            f"{message!r} is larger than the client's max_request_size of {self._max_size} bytes; "
             f"send less, or raise max_request_size here and max.message.bytes of the topic"
         )
 

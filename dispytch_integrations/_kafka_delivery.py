@@ -51,7 +51,7 @@ class Delivery:
         self._expiry = Expiry(client.loop)
         self._add: Callable[..., Coroutine[Any, Any, asyncio.Future[Any]]] = client.accumulator.add_message
         self._max_size = client.max_request_size
-        self._size = DefaultRecordBatchBuilder.estimate_size_in_bytes
+        self._size: Any = DefaultRecordBatchBuilder.estimate_size_in_bytes
 
     async def deliver_one(self, message: Message, timeout: float | None) -> Exception | None:
         """The outcome of one message: None, or its error. Raises as `Client.check`."""
@@ -127,7 +127,7 @@ class Delivery:
 
     def is_too_large(self, key: bytes | None, payload: bytes | None, headers: Headers) -> bool:
         """Would the client itself refuse this record?"""
-        return self._size(key, payload, headers) > self._max_size  # type: ignore[no-any-return]
+        return bool(self._size(key, payload, headers) > self._max_size)
 
     def too_large(self, message: Message) -> MessageTooLargeError:
         """The error for such a message."""

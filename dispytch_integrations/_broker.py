@@ -178,12 +178,16 @@ class Broker(Outlet):
             raise self._wrong_place()
         if self.state == "starting":
             raise BrokerUnavailableError(f"{self.backend.address} is still being connected to")
+        if self._connecting is not None and not self._connecting.done():
+            raise BrokerUnavailableError(f"{self.backend.address} is down: {self.last_error}")
         limit = timeout if timeout is not None else self.timeout
         try:
             async with asyncio.timeout(limit):
                 await self.backend.ping()
         except Exception as exc:
             raise BrokerUnavailableError(f"{self.backend.address} {self._tell(exc, limit)}") from exc
+        if self.state == "down":
+            self._change("up")
 
     def _suspect(self) -> None:
         """A delivery was not confirmed: find out whether the broker is down, without holding anybody up."""

@@ -16,7 +16,7 @@ from dispytch_integrations.message import Message
 from dispytch_integrations.producer import Producer
 from dispytch_integrations.serialization import Serializer
 
-__all__ = ["DEFAULT_TIMEOUT", "EventEmitter", "OnTimeout"]
+__all__ = ["DEFAULT_TIMEOUT", "EventEmitter", "OnTimeout", "Outlets"]
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds an emit waits for the broker's confirmation unless told otherwise."""

@@ -44,7 +44,7 @@ except ModuleNotFoundError as exc:
         raise  # present, but one of its own imports is missing
     raise MissingExtraError("dispytch_integrations.starlette", extra="starlette") from exc
 
-__all__ = ["EmitterMiddleware", "UserLifespan", "emitter_lifespan", "get_emitter"]
+__all__ = ["EmitterLifespan", "EmitterMiddleware", "UserLifespan", "emitter_lifespan", "get_emitter"]
 
 State = Mapping[str, Any]
 UserLifespan = Callable[

@@ -84,11 +84,18 @@ class BrokerURL:
 
         Raises ConfigurationError, without repeating the URL: it may hold a password.
         """
-        match = _URL.fullmatch(url.strip())
+        url = url.strip()
+        match = _URL.fullmatch(url)
         if match is None:
             raise ConfigurationError(
                 "a broker's URL is not readable; write scheme://host:port, for example kafka://localhost:9092 "
                 "(and %23 for #, %2F for / in a password)"
+            )
+        if match["authority"] and "@" in url[len(match["scheme"]) + 3 + len(match["authority"]) :]:
+            # A / or ? in a password: its parts would be taken for host, path and options, and be told in errors.
+            raise ConfigurationError(
+                "a broker's URL has an @ in its path or options; write %2F for /, %3F for ? and %40 for @ in a user "
+                "or password, and %40 for any other @"
             )
         credentials, at, hosts = match["authority"].rpartition("@")
         username, colon, password = credentials.partition(":")

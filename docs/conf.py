@@ -1,4 +1,4 @@
-"""Configuration of Sphinx; `make check` builds the pages with every warning as an error."""
+"""Configuration of Sphinx; in `make check` every warning of it is an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 # The package of this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-# Imported before autodoc does it: it pretends to be a type checker meanwhile, which FastAPI's models do not survive.
-import dispytch_integrations.fastapi
+# Imported before autodoc does it: it pretends to be a type checker meanwhile, which
+# FastAPI's models do not survive.
+import dispytch_integrations.fastapi  # noqa: F401
 from dispytch_integrations import __version__
 
 project = "dispytch-integrations"
@@ -37,7 +38,16 @@ myst_heading_anchors = 3
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "model_config"}
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    "exclude-members": "model_config",
+    # What a user writes in an event class.
+    "special-members": (
+        "__route__, __backend_config__, __ordering_key__, __event_type__, __broker__, "
+        "__tombstone__"
+    ),
+}
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
@@ -51,17 +61,19 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-# -- docstrings ----------------------------------------------------------------------------------------------------
-# They are written to be read in an editor: names in single backticks, examples indented, an argument per line. Here
-# they become reStructuredText.
+# -- docstrings --------------------------------------------------------------------
+# They are written to be read in an editor: names in single backticks, examples
+# indented, an argument per line. Here they become reStructuredText.
 
 
-def _docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def _docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     lines[:] = _with_literals(_with_lists(_with_indented_example(lines)))
 
 
 def _with_indented_example(lines: list[str]) -> list[str]:
-    """An example that ruff has moved to the margin, since nothing but it follows the first line."""
+    """Examples at the margin, where ruff moves them if nothing else follows."""
     if re.match(r"class |__\w+__ = ", "".join(lines[2:3])):
         return [*lines[:2], *(f"    {line}" for line in lines[2:])]
     return lines
@@ -109,11 +121,22 @@ def _with_literals(lines: list[str]) -> list[str]:
 def _code(block: list[str]) -> list[str]:
     text = textwrap.dedent("\n".join(block))
     try:
-        compile(text, "docstring", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+        compile(
+            text,
+            "docstring",
+            "exec",
+            flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST,
+        )
         language = "python"
     except SyntaxError:
         language = "text"
-    return ["", f".. code-block:: {language}", "", *(f"    {line}" for line in text.splitlines()), ""]
+    return [
+        "",
+        f".. code-block:: {language}",
+        "",
+        *(f"    {line}" for line in text.splitlines()),
+        "",
+    ]
 
 
 def setup(app: Sphinx) -> None:

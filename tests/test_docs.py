@@ -2,7 +2,7 @@
 
 How a block of README.md or docs/*.md is treated:
 
-- Blocks of a page share one namespace, and run from top to bottom on one event loop; `await` may stand at the top level.
+- Blocks of a page share one namespace, and run from top to bottom on one event loop; `await` may stand at top level.
 - `# name.py` as the first line makes the block a file, too, which later blocks and commands of the page may import;
   `# test_*.py` and `# conftest.py` are only files: pytest runs them at the end.
 - `<!-- not run: reason -->` above a block: it is compiled, not run.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import doctest
 import inspect
 import io
@@ -23,7 +24,7 @@ import sys
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ class Page:
 
 
 @contextmanager
-def _unopened_brokers() -> Iterator[dict[Brokers, tuple[Any, Any]]]:
+def _unopened_brokers() -> Generator[dict[Brokers, tuple[Any, Any]]]:
     """The brokers that `connect` has made and nobody has started, with their settings."""
     unopened: dict[Brokers, tuple[Any, Any]] = {}
     make, start = Brokers.__init__, Brokers.start
@@ -198,7 +199,9 @@ def replacements(request: pytest.FixtureRequest, page: Path, unique: str) -> dic
         url = request.getfixturevalue("rabbitmq_url").rstrip("/")
         found |= {f"{scheme}localhost:5672": url for scheme in ("amqp://guest:guest@", "rabbitmq://", "amqp://")}
         found |= {
-            f"{quote}{exchange}{quote}": f"{quote}{unique}.{exchange}{quote}" for exchange in EXCHANGES for quote in "\"'"
+            f"{quote}{exchange}{quote}": f"{quote}{unique}.{exchange}{quote}"
+            for exchange in EXCHANGES
+            for quote in "\"'"
         }
         request.getfixturevalue("exchanges")
     return found
@@ -361,6 +364,8 @@ def test_error_tree_is_the_one_in_the_code() -> None:
     [drawn] = [block.code for block in blocks_of(page) if "├── " in block.code]
     assert _tree(drawn) == _real_tree()
     assert _tree(textwrap.dedent(inspect.getdoc(errors) or "")) == _real_tree()
+    for name, also in re.findall(r"(\w+) .*\(also (\w+)\)", drawn):
+        assert issubclass(getattr(errors, name), getattr(builtins, also)), f"{name} is no {also}"
 
 
 def test_every_error_has_its_paragraph() -> None:

@@ -15,10 +15,12 @@ __all__ = ["Deadlines", "Limit"]
 class _Queue:
     """Waits of one length: within it, first in is first to expire."""
 
-    __slots__ = ("armed", "limits", "loop")
+    __slots__ = ("armed", "limits", "loop", "queues", "timeout")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float, queues: dict[float, _Queue]) -> None:
         self.loop = loop
+        self.timeout = timeout
+        self.queues = queues
         self.limits: deque[Limit] = deque()
         self.armed = False
 
@@ -29,6 +31,9 @@ class _Queue:
         self.armed = bool(limits)
         if limits:
             self.loop.call_at(limits[0].when, self.sweep)
+        else:
+            # What is left of an emit's time differs each time: a queue for each would stay for good.
+            self.queues.pop(self.timeout, None)
 
 
 class Limit:
@@ -92,7 +97,7 @@ class Deadlines:
             self._queues = {}
         queue = self._queues.get(timeout)
         if queue is None:
-            queue = self._queues[timeout] = _Queue(loop)
+            queue = self._queues[timeout] = _Queue(loop, timeout, self._queues)
         limit = Limit(task, loop.time() + timeout, queue)
         queue.limits.append(limit)
         if not queue.armed:

@@ -260,7 +260,12 @@ class Broker(Outlet):
     @property
     def loop_is_gone(self) -> bool:
         """Was it started on an event loop that has been closed, or in another process?"""
-        return self._loop is not None and (self._loop.is_closed() or self._pid != os.getpid())
+        return self._loop is not None and (self._loop.is_closed() or self.foreign)
+
+    @property
+    def foreign(self) -> bool:
+        """Was it made in another process, before a fork?"""
+        return self._pid != os.getpid()
 
     def _change(self, state: State) -> None:
         self.state, self.since = state, time.time()
@@ -293,7 +298,7 @@ class Broker(Outlet):
         )
 
     def _wrong_place(self) -> DispytchError:
-        if self._pid != os.getpid():
+        if self.foreign:
             return WrongProcessError(
                 f"the connection to broker {self.alias!r} was opened in process {self._pid}, before a fork; "
                 f"open one in this process: call connect() after the fork"

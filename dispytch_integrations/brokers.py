@@ -30,6 +30,10 @@ __all__ = ["Brokers", "connect"]
 
 logger = logging.getLogger(__name__)
 
+_parents_brokers: list[Mapping[str, Broker]] = []
+"""What a fork has copied into this process. Kept: a connection that is collected here would take the parent's socket
+out of the epoll instance that both share, and the parent would wait for answers for ever."""
+
 
 class Brokers(AbstractAsyncContextManager[EventEmitter]):
     """The brokers of an app and their one emitter; made by `connect`.
@@ -129,6 +133,8 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     def _leave_dead_loop(self) -> None:
         """Start over when the loop of the last start is gone: closed without a stop, or left behind by a fork."""
         if any(broker.loop_is_gone for broker in self._brokers.values()):
+            if any(broker.foreign for broker in self._brokers.values()):
+                _parents_brokers.append(self._brokers)
             for broker in self._brokers.values():
                 broker.abandon()
             self._users = 0

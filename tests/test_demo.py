@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
 
-from tests.support.brokers import free_port
+from example_projects.fastapi_orders.demo.visitor import Visitor
+from tests.support.brokers import Broker, free_port
 
 ROOT = Path(__file__).parent.parent
 DEMO = (sys.executable, "-m", "example_projects.fastapi_orders")
@@ -27,6 +28,31 @@ def environment(**variables: str) -> dict[str, str]:
     chosen = ("BROKER", "URL", "CHECK", "PORT", "DISPYTCH_URL")
     inherited = {name: value for name, value in os.environ.items() if name not in chosen}
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+
+
+@contextmanager
+def open_page(host: str, port: int) -> Generator[HTTPResponse, None, None]:
+    """The page's stream, open and read as far as the broker's state."""
+    deadline = time.monotonic() + 20
+    while True:
+        connection = HTTPConnection(host, port, timeout=20)
+        try:
+            connection.request("GET", "/live")
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "the server does not listen"
+            time.sleep(0.05)
+    with closing(connection), connection.getresponse() as response:
+        assert response.readline() == b"event: broker\n"
+        yield response
+
+
+def read_until(page: HTTPResponse, text: bytes) -> None:
+    """Read the stream up to the line that holds `text`; the connection's timeout is the limit."""
+    for line in iter(page.readline, b""):
+        if text in line:
+            return
+    pytest.fail(f"the stream ended before {text.decode()} came")
 
 
 @contextmanager
@@ -60,22 +86,6 @@ def address_of(process: subprocess.Popen[str]) -> tuple[str, int]:
         if found := re.search(r"Open\s+http://([\d.]+):(\d+)/", line):
             return found[1], int(found[2])
     pytest.fail(f"the demo printed no address:\n{told}")
-
-
-def open_page(host: str, port: int) -> tuple[HTTPConnection, HTTPResponse]:
-    """The page's stream, open and read as far as the broker's state."""
-    deadline = time.monotonic() + 20
-    while True:
-        connection = HTTPConnection(host, port, timeout=20)
-        try:
-            connection.request("GET", "/live")
-            break
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline, "the server does not listen"
-            time.sleep(0.05)
-    response = connection.getresponse()
-    assert response.readline() == b"event: broker\n"
-    return connection, response
 
 
 def check(url: str | None, broker: str) -> None:
@@ -150,13 +160,12 @@ def test_demo_takes_the_next_port_where_one_is_taken() -> None:
 def test_demo_ends_quickly_with_a_page_open(broker: str, number: signal.Signals) -> None:
     """Ctrl-C means now, although a browser holds its stream open; no traceback, no broker left behind."""
     with running(*DEMO, "--broker", broker, "--port", str(free_port())) as process:
-        connection, page = open_page(*address_of(process))
-        began = time.monotonic()
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=20)
-        took = time.monotonic() - began
-        page.read()  # The stream came to its end: it was not torn.
-        connection.close()
+        with open_page(*address_of(process)) as page:
+            began = time.monotonic()
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=20)
+            took = time.monotonic() - began
+            page.read()  # The stream came to its end: it was not torn.
     assert process.returncode == 0, output
     assert "Traceback" not in output
     assert "exceeded" not in output  # uvicorn's word for having had to cancel
@@ -174,16 +183,33 @@ def test_plain_server_ends_with_a_page_open(redis_url: str, server: tuple[str, .
     """What a deployment does: an open page never holds up the next release, whoever serves the app."""
     port = free_port()
     with running(sys.executable, *server, "--port", str(port), DISPYTCH_URL=redis_url) as process:
-        connection, page = open_page("127.0.0.1", port)
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=20)
-        took = time.monotonic() - began
-        page.read()
-        connection.close()
+        with open_page("127.0.0.1", port) as page:
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=20)
+            took = time.monotonic() - began
+            page.read()
     assert process.returncode in (0, -signal.SIGTERM), output  # uvicorn raises the signal again when it has closed.
     assert "Traceback" not in output
     assert took < 4
+
+
+@pytest.mark.parametrize("broker", ["own_kafka", "own_redis"])
+def test_page_says_when_the_broker_is_away_and_goes_on_when_it_is_back(
+    request: pytest.FixtureRequest, broker: str
+) -> None:
+    """A page that shows "live" over a dead broker would be believed."""
+    own: Broker = request.getfixturevalue(broker)()
+    port = free_port()
+    server = running(sys.executable, "-m", "uvicorn", *APP, "--port", str(port), DISPYTCH_URL=own.url)
+    with server, open_page("127.0.0.1", port) as page:
+        assert b'"connected":true' in page.readline()
+        own.stop()
+        read_until(page, b'"connected":false')
+        own.start()
+        read_until(page, b'"connected":true')
+        Visitor("127.0.0.1", port).shop(pause=0)
+        read_until(page, b'"reason":"found a nicer one"')  # the last of them
 
 
 def test_app_without_a_broker_says_what_to_write() -> None:

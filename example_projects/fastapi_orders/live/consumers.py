@@ -6,9 +6,11 @@ arrives. They use the client libraries alone: nothing of ours is needed to read 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from itertools import chain
 from typing import Any, cast
 
 from dispytch_integrations.backend import BrokerURL
@@ -41,15 +43,22 @@ async def from_kafka(url: str, topics: tuple[str, ...]) -> AsyncGenerator[AsyncI
         await consumer.seek_to_end()
 
         async def messages() -> AsyncGenerator[Received, None]:
-            async for record in consumer:
-                headers = {name: value.decode(errors="replace") for name, value in record.headers}
-                key = None if record.key is None else record.key.decode(errors="replace")
-                yield Received(record.topic, record.value or b"null", headers, key)
+            while True:
+                batches = await consumer.getmany(timeout_ms=2000)
+                if not batches:
+                    # The client goes on quietly without a broker; the page wants to know.
+                    async with asyncio.timeout(5):
+                        await consumer.topics()
+                for record in chain.from_iterable(batches.values()):
+                    headers = {name: value.decode(errors="replace") for name, value in record.headers}
+                    key = None if record.key is None else record.key.decode(errors="replace")
+                    yield Received(record.topic, record.value or b"null", headers, key)
 
         async with aclosing(messages()) as received:
             yield received
     finally:
-        await consumer.stop()
+        # Without its broker, stop() raises the CancelledError of a task of its own: that is not ours to pass on.
+        await asyncio.wait({asyncio.create_task(consumer.stop())}, timeout=5)
 
 
 async def _create_topics(access: dict[str, Any], topics: tuple[str, ...]) -> None:

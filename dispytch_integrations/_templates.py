@@ -264,11 +264,18 @@ def compile_text(template: Template, what: str) -> Filler:
             )
         return text
 
-    fill = _assemble(template, fill_part)
     if len(template.parts) == 1 and isinstance(template.parts[0], _Part):
-        only = template.parts[0]
-        return lambda event: None if only.value(event) is None else fill(event)
-    return fill
+        only, search = template.parts[0], _control.search
+        get, plain = only.value, only.plain
+
+        def fill_only(event: Any) -> str | None:
+            value = get(event)
+            if value.__class__ is str and plain and search(value) is None:
+                return cast("str", value)  # The usual key, without a look at what else it could be.
+            return None if value is None else fill_part(only, event)
+
+        return fill_only
+    return _assemble(template, fill_part)
 
 
 def compile_key(text: str, event_type: type[BaseModel], owner: str) -> Filler:

@@ -134,9 +134,9 @@ class EventEmitter:
 
     async def attempt_many(self, prepared: Sequence[tuple[Outlet, Message]]) -> list[tuple[Outlet, Message, Exception]]:
         """Send what `prepare_many` made; return what failed, and raise nothing for it."""
-        batches: dict[Outlet, list[Message]] = {}
+        batches: dict[Outlet, list[Message]] = {outlet: [] for outlet, _ in prepared}
         for outlet, message in prepared:
-            batches.setdefault(outlet, []).append(message)
+            batches[outlet].append(message)
         if len(batches) == 1:
             delivered = [await outlet.deliver(batch) for outlet, batch in batches.items()]
         else:
@@ -168,9 +168,12 @@ class EventEmitter:
         """`prepare` for many; raises one ExceptionGroup with all that cannot be prepared."""
         prepared: list[tuple[Outlet, Message]] = []
         failures: list[Exception] = []
+        plans = self._plans
         for index, event in enumerate(events):
             try:
-                prepared.append(self.prepare(event, headers))
+                plan = plans.get(type(event))
+                outlet, prepare = plan if plan is not None else self._plan(type(event))
+                prepared.append((outlet, prepare(event, headers)))
             except NotStartedError:
                 raise
             except Exception as exc:

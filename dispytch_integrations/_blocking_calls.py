@@ -1,4 +1,4 @@
-"""Work handed from threads to an event loop, whose outcome the thread waits for."""
+"""Work handed to an event loop from threads, and from other event loops, which wait for its outcome."""
 
 from __future__ import annotations
 
@@ -43,15 +43,8 @@ class Calls:
         stuck: then the call is given up. Raises BrokerUnavailableError when the work was never begun,
         ProducerTimeout when it was, NotStartedError when the loop does not run.
         """
-        call = _Call(work, copy_context())
-        self._waiting.append(call)
-        # After the append: the loop clears the flag before it looks at the queue, so no call is left behind.
-        if not self._woken:
-            self._woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._begin)
-            except RuntimeError:
-                self._woken = False  # The loop is closed; said below.
+        call = _BlockingCall(work, copy_context())
+        self._hand_over(call)
         ended = False
         try:
             self._wait(call, limit)
@@ -62,6 +55,33 @@ class Calls:
                 self._cancel(call)
         return call.outcome()
 
+    async def arun(self, work: Callable[[], Coroutine[Any, Any, _T]], *, limit: float | None) -> _T:
+        """`run` for a caller on another event loop, which goes on meanwhile; cancelled, the work is cancelled."""
+        if not self._loop.is_running():
+            raise self._gone()
+        call = _AwaitedCall(work, copy_context())
+        self._hand_over(call)
+        try:
+            async with asyncio.timeout(None if limit is None else limit + _GRACE):
+                await call.done
+        except TimeoutError:
+            raise self._stuck(call, limit) from None
+        finally:
+            ended = call.done.done() and not call.done.cancelled()
+            if not ended and not self._withdraw(call):
+                self._cancel(call)
+        return call.outcome()
+
+    def _hand_over(self, call: _Call[Any]) -> None:
+        self._waiting.append(call)
+        # After the append: the loop clears the flag before it looks at the queue, so no call is left behind.
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._begin)
+            except RuntimeError:
+                self._woken = False  # The loop is closed; whoever waits finds that out.
+
     def _begin(self) -> None:
         self._woken = False
         while True:
@@ -71,7 +91,7 @@ class Calls:
                 return
             call.task = self._loop.create_task(call.run(), context=call.context)
 
-    def _wait(self, call: _Call[Any], limit: float | None) -> None:
+    def _wait(self, call: _BlockingCall[Any], limit: float | None) -> None:
         if not self._loop.is_running():
             raise self._gone()
         # One system call in the usual case; the clock is read only when it gets late.
@@ -122,7 +142,7 @@ class Calls:
 class _Call(Generic[_T]):
     """One call: what to run, and what became of it."""
 
-    __slots__ = ("context", "done", "error", "result", "task", "work")
+    __slots__ = ("context", "error", "result", "task", "work")
 
     result: _T
 
@@ -131,18 +151,19 @@ class _Call(Generic[_T]):
         self.context = context
         self.task: asyncio.Task[None] | None = None
         self.error: Exception | None = None
-        # A bare lock, held until the outcome is there: an Event or a Future costs several of them.
-        self.done = threading.Lock()
-        self.done.acquire()
+
+    def finish(self) -> None:
+        """Let whoever waits go on; called on the loop."""
+        raise NotImplementedError
 
     async def run(self) -> None:
-        """Run the work and let the waiting thread go on, whatever happened."""
+        """Run the work and let whoever waits go on, whatever happened."""
         try:
             self.result = await self.work()
         except Exception as exc:
             self.error = exc
         finally:
-            self.done.release()
+            self.finish()
 
     def outcome(self) -> _T:
         """The work's result; raises what it raised."""
@@ -158,6 +179,42 @@ class _Call(Generic[_T]):
             raise ProducerTimeout(
                 "the event loop ended before the confirmation: it may have been delivered; the app was shutting down"
             ) from None
+
+
+class _BlockingCall(_Call[_T]):
+    """A call whose outcome a thread waits for."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]], context: Context) -> None:
+        super().__init__(work, context)
+        # A bare lock, held until the outcome is there: an Event or a Future costs several of them.
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def finish(self) -> None:
+        self.done.release()
+
+
+class _AwaitedCall(_Call[_T]):
+    """A call whose outcome a task of another event loop awaits."""
+
+    __slots__ = ("done", "loop")
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]], context: Context) -> None:
+        super().__init__(work, context)
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+
+    def finish(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            pass  # The caller's loop is closed: nobody waits any more.
+
+    def _wake(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 def refuse_patched_threads() -> None:

@@ -34,24 +34,25 @@ class Opened:
         self.thread = thread
         self.brokers = brokers
         self._starting: asyncio.Task[None] | None = None
-        self._failed = False
 
     def open(self, *, wait: bool) -> None:
         """Connect; without `wait` only until the brokers are known, while the connections are made in the background.
 
         Raises ConfigurationError, StartupError.
         """
-        thread, ready = self.thread, False
-        thread.opened.add(self)
+        calls, ready = self.thread.calls, False
+        self.thread.opened.add(self)
         try:
-            thread.calls.run(self._begin, limit=_SETTINGS)
             if wait:
+                calls.run(self._begin, limit=_SETTINGS)
                 timeouts = [broker.options.startup_timeout for broker in self.brokers.brokers.values()]
-                thread.calls.run(self._finish, limit=max(timeouts, default=0.0) + _CLOSING)
+                calls.run(self._finish, limit=max(timeouts, default=0.0) + _CLOSING)
+            else:
+                calls.run(lambda: self.brokers.start(wait=False), limit=_SETTINGS)
             ready = True
         finally:
             if not ready:
-                thread.opened.discard(self)
+                self.thread.opened.discard(self)
 
     def close(self) -> None:
         """Flush and close within `shutdown_timeout`. In a forked child nothing is touched: it is the parent's."""
@@ -65,12 +66,11 @@ class Opened:
 
     @property
     def lost(self) -> bool:
-        """Has the start failed in the background, or the loop ended? Then they are of no more use."""
-        return self._failed or self.thread.gone
+        """Has the loop ended? Then they are of no more use."""
+        return self.thread.gone
 
     async def _begin(self) -> None:
         self._starting = asyncio.create_task(self.brokers.start(), name="dispytch start")
-        self._starting.add_done_callback(self._started)
         # A turn or two of the loop: the settings are read in the start's first step.
         while not self.brokers.brokers and not self._starting.done():  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -80,11 +80,6 @@ class Opened:
     async def _finish(self) -> None:
         if self._starting is not None:
             await self._starting
-
-    def _started(self, task: asyncio.Task[None]) -> None:
-        self._failed = task.cancelled() or task.exception() is not None
-        if self._failed:
-            self.thread.opened.discard(self)
 
 
 class LoopThread:

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from dispytch_integrations._outlet import Outlet
@@ -40,10 +40,13 @@ class Broker(Outlet):
 
     `state`: "new", "starting" (the first connection is being made), "up", "down" (known not to answer: emits fail
     at once), "stopping", "stopped". `since`: when it changed, seconds of `time.time()`. `last_error`: what happened
-    last, scrubbed of secrets; None: nothing yet. `in_flight`: messages handed over and not yet confirmed.
+    last, scrubbed of secrets; None: nothing yet. `in_flight`: messages handed over and not yet confirmed. `abandoned`:
+    how many of them the last stop did not wait for. `on_change`: called on the event loop at each change of the state.
     """
 
-    def __init__(self, alias: str, backend: Backend, options: BrokerOptions) -> None:
+    def __init__(
+        self, alias: str, backend: Backend, options: BrokerOptions, on_change: Callable[[Broker], None] | None = None
+    ) -> None:
         super().__init__(
             backend.producer,
             alias=alias,
@@ -61,6 +64,8 @@ class Broker(Outlet):
         self.since = time.time()
         self.last_error: str | None = None
         self.in_flight = 0
+        self.abandoned = 0
+        self._on_change = on_change
         self._up = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
@@ -71,21 +76,23 @@ class Broker(Outlet):
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def begin(self) -> asyncio.Task[None]:
+    def begin(self, limit: float | None, *, patience: float = 0.0) -> asyncio.Task[None]:
         """Start connecting in a task; it ends when connected, or raises what hinders it.
 
-        A required broker is tried again until `startup_timeout` has passed, another one without end.
+        A broker that does not answer is tried again for `limit` seconds, None: without end. Then emits fail at once
+        while it is tried again, except in the first `patience` seconds, in which they wait, each within its timeout.
         """
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._decided, self._idle = asyncio.Event(), asyncio.Event()
         self._change("starting")
-        limit = self.options.startup_timeout if self.options.required else None
-        self._connecting = asyncio.create_task(self._connect(limit), name=f"dispytch start {self.alias}")
+        connecting = self._connect(limit, patience)
+        self._connecting = asyncio.create_task(connecting, name=f"dispytch start {self.alias}")
         return self._connecting
 
-    async def _connect(self, limit: float | None) -> None:
+    async def _connect(self, limit: float | None, patience: float) -> None:
         loop = asyncio.get_running_loop()
         end = None if limit is None else loop.time() + limit
+        patient_until = loop.time() + patience
         delay = _FIRST_DELAY
         while True:
             attempt = self.options.startup_timeout if end is None else end - loop.time()
@@ -93,7 +100,7 @@ class Broker(Outlet):
                 async with asyncio.timeout(attempt):
                     await self.backend.start()
             except ConfigurationError as exc:
-                self._failed("stopped" if self.options.required else "down", exc)
+                self._failed("stopped" if limit is not None else "down", exc)
                 raise
             except Exception as exc:
                 error = exc
@@ -103,7 +110,7 @@ class Broker(Outlet):
             if end is not None and loop.time() + delay >= end:
                 self._failed("down", error)
                 raise BrokerUnavailableError(f"{self.backend.address} {self._tell(error)}") from error
-            if end is None:
+            if end is None and loop.time() >= patient_until:
                 self._failed("down", error)
             else:
                 self.last_error = self._tell(error)
@@ -241,6 +248,7 @@ class Broker(Outlet):
             logger.warning("broker %r (%s) did not close in time", self.alias, self.backend.address)
         elif not closing.cancelled() and (error := closing.exception()) is not None:
             logger.warning("broker %r (%s) did not close: %s", self.alias, self.backend.address, self._tell(error))
+        self.abandoned = abandoned
         if abandoned:
             logger.error(
                 "broker %r (%s) was closed before all was confirmed: %d events abandoned; they may have been delivered",
@@ -272,6 +280,8 @@ class Broker(Outlet):
         self._up = state == "up"
         if state not in ("new", "starting"):
             self._decided.set()
+        if self._on_change is not None:
+            self._on_change(self)
 
     def _failed(self, state: State, error: BaseException) -> None:
         self.last_error = self._tell(error)

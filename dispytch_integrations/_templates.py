@@ -271,7 +271,7 @@ def compile_text(template: Template, what: str) -> Filler:
         def fill_only(event: Any) -> str | None:
             value = get(event)
             if value.__class__ is str and plain and search(value) is None:
-                return cast("str", value)  # The usual key, without a look at what else it could be.
+                return value  # The usual key, without a look at what else it could be.
             return None if value is None else fill_part(only, event)
 
         return fill_only

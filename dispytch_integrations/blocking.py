@@ -33,13 +33,17 @@ from dispytch_integrations.settings import Config
 
 __all__ = ["BlockingBrokers", "BlockingEmitter", "connect_blocking"]
 
-_PING = 60.0
+PING_SECONDS = 60.0
 """Seconds after which a ping without a timeout is given up, should the loop be stuck; brokers end it long before."""
 
 _Callback = TypeVar("_Callback", bound=OnTimeout)
 
 
-class _Way(NamedTuple):
+Prepared = tuple[Outlet, Message]
+Failed = tuple[Outlet, Message, Exception]
+
+
+class Way(NamedTuple):
     """An emitter, and the way to its event loop."""
 
     emitter: EventEmitter
@@ -60,7 +64,7 @@ class BlockingEmitter:
 
     def __init__(self, emitter: EventEmitter, loop: asyncio.AbstractEventLoop) -> None:
         refuse_patched_threads()
-        self._way = _Way(emitter, Calls(loop))
+        self._way = Way(emitter, Calls(loop))
         self._pid = os.getpid()
         self._on_timeout: OnTimeout | None = None
 
@@ -80,8 +84,11 @@ class BlockingEmitter:
             return (await outlet.deliver((message,)))[0]
 
         error = calls.run(deliver, limit=outlet.timeout)
-        if error is not None:
-            self._report(way, outlet, message, error)
+        if error is None:
+            self._observe(((outlet, message),), ())
+            return
+        self._observe((), ((outlet, message, error),))
+        self._report(way, outlet, message, error)
 
     def emit_many(self, events: Iterable[EventBase], *, headers: Mapping[str, Any] | None = None) -> None:
         """Send many events at once; return when the broker has confirmed them all.
@@ -95,9 +102,10 @@ class BlockingEmitter:
         prepared = emitter.prepare_many(events, headers)
         if not prepared:
             return
-        limit = _longest(outlet.timeout for outlet, _ in prepared)
+        failed = calls.run(lambda: emitter.attempt_many(prepared), limit=longest_timeout(prepared))
+        self._observe(confirmed_of(prepared, failed), failed)
         failures: list[Exception] = []
-        for outlet, message, error in calls.run(lambda: emitter.attempt_many(prepared), limit=limit):
+        for outlet, message, error in failed:
             try:
                 self._report(way, outlet, message, error)
             except Exception as exc:
@@ -112,7 +120,7 @@ class BlockingEmitter:
         `timeout`: seconds; None: each broker's own. Raises as `EventEmitter.ping`, and as `emit` for the place.
         """
         emitter, calls = self._reach("ping")
-        return calls.run(lambda: emitter.ping(timeout=timeout), limit=_PING if timeout is None else timeout)
+        return calls.run(lambda: emitter.ping(timeout=timeout), limit=PING_SECONDS if timeout is None else timeout)
 
     def on_timeout(self, callback: _Callback) -> _Callback:
         """Call `callback(event)` for each event that is not confirmed in time, instead of raising or logging.
@@ -129,7 +137,10 @@ class BlockingEmitter:
         """The producer of each broker, by alias; they belong to the loop's thread: look, do not send."""
         return self._reach("producers").emitter.producers
 
-    def _report(self, way: _Way, outlet: Outlet, message: Message, error: Exception) -> None:
+    def _observe(self, confirmed: Sequence[Prepared], failed: Sequence[Failed]) -> None:
+        """For integrations: what became of the messages, in the thread that emits, before an error is raised."""
+
+    def _report(self, way: Way, outlet: Outlet, message: Message, error: Exception) -> None:
         callback = self._on_timeout or way.emitter.timeout_callback(outlet)
         event = message.event
         if callback is None or event is None or not isinstance(error, ProducerTimeout):
@@ -139,7 +150,7 @@ class BlockingEmitter:
             # How long a callback may take is its author's business.
             way.calls.run(lambda: _awaited(result), limit=None)
 
-    def _reach(self, method: str) -> _Way:
+    def _reach(self, method: str) -> Way:
         """Where to emit; raises when `method` cannot be called here."""
         if self._pid != os.getpid():
             raise WrongProcessError(
@@ -177,7 +188,6 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
         self._new_brokers = brokers
         self._users = 0
         self._opened: Opened | None = None
-        self._reopened = False  # in a forked child, at an emit
         self._locks: dict[int, threading.RLock] = {}
         self.emitter: BlockingEmitter = _OwnEmitter(self)
         """The emitter; raises NotStartedError until `start`, and after the last `stop`."""
@@ -206,7 +216,6 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
             self._users -= 1
             if self._users == 0 and self._opened is not None:
                 opened, self._opened = self._opened, None
-                self._reopened = False
                 opened.close()
 
     def __enter__(self) -> BlockingEmitter:
@@ -234,13 +243,12 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
             return opened
         with self._lock:
             opened = self._opened
-            if opened is None or (opened.lost and not self._reopened):
+            if opened is None or (opened.lost and not opened.foreign):
                 raise NotStartedError(
                     "the emitter's connection is not open: emit inside `with connect_blocking(...) as emitter:`, or "
                     "between start() and stop(); it is closed when the interpreter exits"
                 )
-            if opened.foreign or opened.lost:
-                self._reopened = True
+            if opened.foreign:
                 opened = self._open(wait=False)
             return opened
 
@@ -263,23 +271,32 @@ class _OwnEmitter(BlockingEmitter):
         self._brokers = brokers
         self._on_timeout = None
 
-    def _reach(self, method: str) -> _Way:
+    def _reach(self, method: str) -> Way:
         _refuse_running_loop(method)
         opened = self._brokers._reach()
-        return _Way(opened.brokers.emitter, opened.thread.calls)
+        return Way(opened.brokers.emitter, opened.thread.calls)
 
 
 async def _awaited(awaitable: Any) -> None:
     await awaitable
 
 
-def _longest(timeouts: Iterable[float | None]) -> float | None:
+def longest_timeout(prepared: Iterable[Prepared]) -> float | None:
+    """Seconds after which the delivery of these messages ends by itself; None: there is no end."""
     longest = 0.0
-    for timeout in timeouts:
-        if timeout is None:
+    for outlet, _ in prepared:
+        if outlet.timeout is None:
             return None
-        longest = max(longest, timeout)
+        longest = max(longest, outlet.timeout)
     return longest
+
+
+def confirmed_of(prepared: Sequence[Prepared], failed: Sequence[Failed]) -> Sequence[Prepared]:
+    """Those of `prepared` that are not among `failed`."""
+    if not failed:
+        return prepared
+    missing = {id(message) for _, message, _ in failed}
+    return [each for each in prepared if id(each[1]) not in missing]
 
 
 def connect_blocking(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout
+from dispytch_integrations._templates import nearest
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import (
     ConfigurationError,
@@ -48,22 +49,28 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         self._brokers: dict[str, Broker] = {}
         self._users = 0
         self._starting: asyncio.Task[None] | None = None
+        self._emitters: dict[str, EventEmitter] = {}
+        self.on_change: Callable[[Broker], None] | None = None
+        """Called on the event loop with each broker whose `state` has changed; set it before the start."""
         self.emitter = EventEmitter.over(self)
         """The emitter of all brokers; raises NotStartedError until they are started."""
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, *, wait: bool = True) -> None:
         """Connect to all brokers, in parallel; those that do not answer are tried again until `startup_timeout`.
 
+        A broker with `required=False` is connected in the background. `wait`: False: all of them are, and tried again
+        without end; the start returns once the settings are read, and emits wait for the connection within their
+        timeout.
+
         Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
-        was not reached: those that were are closed again. A broker with `required=False` is connected in the
-        background.
+        was not reached: those that were are closed again.
         """
         self._leave_dead_loop()
         self._users += 1
         if self._starting is None:
-            self._starting = asyncio.create_task(self._start(), name="dispytch start")
+            self._starting = asyncio.create_task(self._start(wait), name="dispytch start")
         starting = self._starting
         if starting.get_loop() is not asyncio.get_running_loop():
             self._users -= 1
@@ -104,15 +111,22 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     ) -> None:
         await self.stop()
 
-    async def _start(self) -> None:
+    async def _start(self, wait: bool) -> None:
         specs = load_brokers(self._config, self._options)
-        self._brokers = {spec.alias: Broker(spec.alias, spec.backend, spec.options) for spec in specs}
+        self._brokers = {spec.alias: Broker(spec.alias, spec.backend, spec.options, self.on_change) for spec in specs}
         self.emitter.forget_plans()
-        tasks = {broker: broker.begin() for broker in self._brokers.values()}
-        for broker, task in tasks.items():
-            if not broker.options.required:
-                task.add_done_callback(_log_failure)
-        required = [broker for broker in tasks if broker.options.required]
+        self._emitters.clear()
+        tasks: dict[Broker, asyncio.Task[None]] = {}
+        required: list[Broker] = []
+        for broker in self._brokers.values():
+            options = broker.options
+            if wait and options.required:
+                tasks[broker] = broker.begin(options.startup_timeout)
+                required.append(broker)
+            else:
+                patience = 0.0 if wait else options.timeout or options.startup_timeout
+                tasks[broker] = broker.begin(None, patience=patience)
+                tasks[broker].add_done_callback(_log_failure)
         try:
             outcomes = await asyncio.gather(*(tasks[broker] for broker in required), return_exceptions=True)
         except asyncio.CancelledError:
@@ -203,12 +217,44 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
             f"write __broker__ = {next(iter(candidates))!r} on the class, or call one of them 'default'"
         )
 
+    def emitter_to(self, alias: str) -> EventEmitter:
+        """An emitter whose events all go to one broker, whatever their `__broker__`.
+
+        Raises RouteError for an alias that is not configured, NotStartedError before the first start.
+        """
+        if not self._brokers:
+            raise self._not_started()
+        if alias not in self._brokers:
+            raise RouteError(
+                f"there is no broker {alias!r}{nearest(alias, list(self._brokers))}; "
+                f"configured are {_names(self._brokers)}"
+            )
+        return self._emitters.setdefault(alias, EventEmitter.over(_Only(self, alias)))
+
     def _not_started(self) -> NotStartedError:
         return NotStartedError(
             "the emitter's connection was never opened. Likely causes: TestClient without `with` (write "
             "`with TestClient(app) as client:`), a lifespan on a mounted sub-app (put it on the outermost app), "
             "or a missing `async with connect(...) as emitter:`"
         )
+
+
+class _Only:
+    """The outlets of an emitter that sends to one of several brokers."""
+
+    def __init__(self, brokers: Brokers, alias: str) -> None:
+        self._brokers = brokers
+        self._alias = alias
+
+    def outlet_for(self, cls: type[EventBase]) -> Broker:
+        return self._brokers.brokers[self._alias]
+
+    @property
+    def producers(self) -> Mapping[str, Producer]:
+        return {self._alias: self._brokers.producers[self._alias]}
+
+    async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
+        return {self._alias: (await self._brokers.ping(timeout=timeout))[self._alias]}
 
 
 def connect(
@@ -286,7 +332,7 @@ def _startup_error(failures: Sequence[tuple[Broker, BaseException]]) -> BaseExce
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("a broker with required=False is not usable: %s", error)
+        logger.error("a broker that is connected in the background is not usable: %s", error)
 
 
 async def _finished(task: asyncio.Task[None]) -> None:

@@ -14,7 +14,7 @@ from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL
 from dispytch_integrations.errors import ConfigurationError
 
-__all__ = ["BrokerSpec", "Config", "load_brokers"]
+__all__ = ["BrokerSpec", "Config", "backend_type_of", "load_brokers", "transport_of"]
 
 Config = str | Mapping[str, Any] | Callable[[], "str | Mapping[str, Any]"] | None
 """A URL, a mapping of aliases to URLs or option mappings, a function that returns one of them; None: DISPYTCH_URL."""
@@ -75,6 +75,19 @@ def load_brokers(config: Config, keywords: Mapping[str, Any]) -> list[BrokerSpec
     return specs
 
 
+def backend_type_of(url: str | BrokerURL) -> type[Backend]:
+    """Who serves a URL. Raises ConfigurationError for one that is not readable, or that nobody serves."""
+    return _backend_type(_read_url(url).scheme)
+
+
+def transport_of(url: str) -> str:
+    """The transport that a URL's scheme belongs to ("kafka"), without its client library.
+
+    Raises ConfigurationError as `backend_type_of`.
+    """
+    return backend_type_of(url).transport
+
+
 def _aliases(config: Config) -> dict[str, dict[str, Any]]:
     """Each alias with its settings, `url` among them. Raises ConfigurationError when there is no broker at all."""
     if callable(config):
@@ -121,8 +134,9 @@ def _load_one(alias: str, settings: dict[str, Any], keywords: Mapping[str, Any])
     given = {**keywords, **settings, **query}
     ours, clients = _split(given, url, backend_type, problems)
     options = _validate(backend_type.options_type, ours, problems)
-    if options is not None:
-        problems.extend(_unknown(options.client, backend_type.client_option_names(url), "client="))
+    client = ours.get("client")
+    if isinstance(client, Mapping):
+        problems.extend(_unknown(cast("Mapping[str, Any]", client), backend_type.client_option_names(url), "client="))
     if options is None or problems:
         raise ConfigurationError(problems)
     return BrokerSpec(alias, backend_type(url, options, {**clients, **options.client}), options)

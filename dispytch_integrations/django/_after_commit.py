@@ -1,0 +1,139 @@
+"""Which transaction an event belongs to, and what happens at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextvars import Context, copy_context
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import connections as databases
+from django.utils.connection import ConnectionDoesNotExist
+
+from dispytch_integrations._blocking_handoff import LeftMessage
+from dispytch_integrations.blocking import Prepared
+from dispytch_integrations.django import conf
+from dispytch_integrations.django._connections import connections, tell_after_commit
+from dispytch_integrations.django.errors import TransactionError
+
+__all__ = ["Waiting", "after_commit", "observers"]
+
+
+class Waiting:
+    """Messages that wait for the end of a transaction.
+
+    `database`: its alias; None: there is none, they were handed over at once. `done`: has it been committed?
+    """
+
+    def __init__(self, prepared: Sequence[Prepared], database: str | None) -> None:
+        self.prepared = prepared
+        self.database = database
+        self.done = False
+        self._context: Context = copy_context()
+
+    def hand_over(self) -> None:
+        """The transaction is committed: leave the messages to the event loop. Raises nothing."""
+        self.done = True
+        left = [LeftMessage(outlet, message, self._context) for outlet, message in self.prepared]
+        try:
+            session = connections.reach()
+            # Looked up again: between the call and the commit, settings may have changed, or the process have forked.
+            brokers = session.brokers.brokers
+            left = [each._replace(outlet=brokers.get(each.outlet.alias, each.outlet)) for each in left]
+            session.handoff.put(left)
+        except Exception as exc:
+            # It is committed: nothing may become of the request but that it succeeds.
+            for each in left:
+                self._context.run(tell_after_commit, each, exc)
+
+    @property
+    def registered(self) -> bool:
+        """Does it still wait in its connection's list of callbacks? Not done and not there: rolled back."""
+        if self.database is None:
+            return False
+        entries: Iterable[tuple[Any, ...]] = databases[self.database].run_on_commit
+        return any(getattr(entry[1], "waiting", None) is self for entry in entries)
+
+
+observers: list[list[Waiting]] = []
+"""Where tests collect what waits; see `testing`."""
+
+
+def after_commit(prepared: Sequence[Prepared], using: str | None, require_transaction: bool | None) -> None:
+    """Hand messages over when the transaction is committed that `emit_on_commit` means; at once where there is none."""
+    database = _database(using)
+    required = conf.require_transaction() if require_transaction is None else require_transaction
+    if database is None and required:
+        named = f" on database {using!r}" if using is not None else ""
+        raise TransactionError(
+            f"no transaction is open{named}, and one is required: emit inside `with transaction.atomic():`, "
+            f"or give require_transaction=False"
+        )
+    waiting = Waiting(prepared, database)
+    for observer in observers:
+        observer.append(waiting)
+    if database is None:
+        waiting.hand_over()
+        return
+
+    def hand_over() -> None:
+        waiting.hand_over()
+
+    hand_over.waiting = waiting  # type: ignore[attr-defined]
+    # Robust, and a function: a callback of somebody else's that fails must not take ours away, nor ours theirs.
+    transaction.on_commit(hand_over, using=database, robust=True)
+
+
+def _database(using: str | None) -> str | None:
+    """The alias of the database whose transaction is meant; None: none is open. Raises TransactionError."""
+    open_ones = _open_transactions()
+    if using is None:
+        if len(open_ones) > 1:
+            listed = " and ".join(repr(alias) for alias in open_ones)
+            raise TransactionError(
+                f"transactions are open on the databases {listed}, and the event can wait for one of them: "
+                f"write using={open_ones[0]!r}"
+            )
+        return open_ones[0] if open_ones else None
+    try:
+        connection = databases[using]
+    except ConnectionDoesNotExist:
+        known = ", ".join(repr(alias) for alias in databases)
+        raise TransactionError(
+            f"there is no database {using!r} (using= is a database's alias: {known}); "
+            f"a broker is chosen by __broker__ on the event's class, or by get_emitter({using!r})"
+        ) from None
+    if using in open_ones or connection.in_atomic_block:
+        return using
+    if open_ones:
+        listed = " and ".join(repr(alias) for alias in open_ones)
+        raise TransactionError(
+            f"no transaction is open on database {using!r}, but on {listed}: the event would go out at once; "
+            f"write using={open_ones[0]!r}, or open one with transaction.atomic(using={using!r})"
+        )
+    return using if _manual(connection) else None
+
+
+def _open_transactions() -> list[str]:
+    """Databases of this thread with a transaction open, which the program opened and not Django's TestCase.
+
+    TestCase opens one on every database; where it alone has, the event belongs to its first, so that
+    captureOnCommitCallbacks sees it.
+    """
+    opened = [connection for connection in databases.all(initialized_only=True) if connection.in_atomic_block]
+    own = [
+        connection.alias
+        for connection in opened
+        if any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+    ]
+    if own or not opened:
+        return own
+    aliases = [connection.alias for connection in opened]
+    return [DEFAULT_DB_ALIAS if DEFAULT_DB_ALIAS in aliases else aliases[0]]
+
+
+def _manual(connection: Any) -> bool:
+    """Does the program commit by itself? Django then refuses on_commit outside of atomic(), and says so."""
+    if connection.connection is None:
+        return not connection.settings_dict["AUTOCOMMIT"]
+    return not connection.autocommit

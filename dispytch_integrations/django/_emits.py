@@ -1,0 +1,79 @@
+"""`@emits`: a Django signal becomes an event."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from django.dispatch import Signal
+
+from dispytch_integrations.django._emitter import Emitter
+
+__all__ = ["emits"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_connected: dict[str, Callable[..., None]] = {}
+"""The receivers: Django keeps weak references, and to them we would be the only ones who care."""
+
+
+def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[[_F], _F]:
+    """Turn a Django signal into events that go out after the commit. Decorates a function that returns them.
+
+        @emits(post_save, sender=Order)
+        def order_saved(instance, created, **kwargs):
+            return OrderPlaced(order_id=instance.pk) if created else None
+
+    `signal`: post_save, post_delete, m2m_changed, user_logged_in, one of your own; or several of them.
+    `sender`: whose signals; a model signal also takes "app.Model"; a list means each of its members. None: everybody's.
+
+    The function gets the signal's arguments, those that it names or all with `**kwargs`, and returns an event, a list,
+    or None. It stays an ordinary function, to be called in a test. Events wait for the transaction on the
+    database of the signal (`using`), as `emit_on_commit` does. What loads fixtures (`raw=True`) and the historical
+    models of migrations are skipped. Querysets' `update()`, `bulk_create()` and `bulk_update()` send no signals.
+
+    Raises TypeError for a coroutine function, and for arguments that are no signal.
+    """
+    signals = [signal] if isinstance(signal, Signal) else list(signal)
+    senders = list(cast("list[Any]", sender)) if isinstance(sender, (list, tuple, set)) else [sender]
+    if not signals or not all(isinstance(each, Signal) for each in signals):
+        raise TypeError("emits() takes a Django signal, or several: @emits(post_save, sender=Order)")
+
+    def decorate(function: _F) -> _F:
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{function.__qualname__} is a coroutine function; write `def`: it returns events, and the emitter "
+                f"sends them"
+            )
+        receive = partial(_receive, function, _accepted(function))
+        uid = f"dispytch {function.__module__}.{function.__qualname__}"
+        _connected[uid] = receive
+        for each in signals:
+            for one in senders:
+                each.connect(receive, sender=one, weak=False, dispatch_uid=(uid, id(one) if one is not None else None))
+        return function
+
+    return decorate
+
+
+def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The arguments that a function names; None: it takes all."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+_emitter = Emitter()
+
+
+def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, **arguments: Any) -> None:
+    if arguments.get("raw") or getattr(arguments.get("sender"), "__module__", None) == "__fake__":
+        return
+    using = arguments.get("using")
+    given = arguments if accepted is None else {name: value for name, value in arguments.items() if name in accepted}
+    events = function(**given)
+    if events is not None:
+        _emitter.emit_on_commit(events, using=using)

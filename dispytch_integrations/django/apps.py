@@ -1,0 +1,51 @@
+"""The app config: finds the project's events, and connects what watches; opens nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.apps import AppConfig
+from django.core.signals import setting_changed
+from django.utils.module_loading import autodiscover_modules
+
+__all__ = ["DispytchConfig"]
+
+
+class DispytchConfig(AppConfig):
+    """`INSTALLED_APPS += ["dispytch_integrations.django"]`."""
+
+    name = "dispytch_integrations.django"
+    label = "dispytch"
+    verbose_name = "Events (dispytch)"
+
+    def ready(self) -> None:
+        """Import `events.py` of every app; register checks; close connections when settings or Celery's child end."""
+        from dispytch_integrations.django import _asgi_warning, checks
+
+        checks.register()
+        _asgi_warning.watch()
+        setting_changed.connect(_settings_changed, dispatch_uid="dispytch settings")
+        if "celery" in sys.modules:
+            _close_with_celery()
+        autodiscover_modules("events")
+
+
+def _settings_changed(*, setting: str, **arguments: Any) -> None:
+    from dispytch_integrations.django._connections import connections
+
+    if setting == "DISPYTCH":
+        connections.reset()
+
+
+def _close_with_celery() -> None:
+    """A child of Celery's prefork pool ends without exit functions: what it has left to the loop would be lost."""
+    from celery.signals import worker_process_shutdown
+
+    worker_process_shutdown.connect(_worker_ends, weak=False, dispatch_uid="dispytch worker")
+
+
+def _worker_ends(**arguments: Any) -> None:
+    from dispytch_integrations.django._connections import connections
+
+    connections.close()

@@ -1,0 +1,66 @@
+"""Settings: memory and SQLite, unless the environment names a broker (TEST_BROKER) or another database (TEST_DATABASE).
+
+TEST_DATABASE: "postgresql" or "mariadb": those of this machine, or TEST_DATABASE_HOST and TEST_DATABASE_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+SECRET_KEY = "only for tests"
+DEBUG = True
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+ROOT_URLCONF = "tests.django.project.urls"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "dispytch_integrations.django",
+    "tests.django.project.shop",
+]
+MIDDLEWARE = ["dispytch_integrations.django.middleware.EmitterMiddleware"]
+
+DISPYTCH = {
+    "default": {
+        "URL": os.environ.get("TEST_BROKER", "memory://"),
+        "SHUTDOWN_TIMEOUT": 10,
+    },
+}
+
+
+def _database(name: str) -> dict[str, Any]:
+    kind = os.environ.get("TEST_DATABASE", "sqlite")
+    host = os.environ.get("TEST_DATABASE_HOST", "127.0.0.1")
+    port = os.environ.get("TEST_DATABASE_PORT", "")
+    if kind == "postgresql":
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": f"dispytch_{name}",
+            "USER": os.environ.get("TEST_DATABASE_USER", "postgres"),
+            "HOST": host,
+            "PORT": port or "5432",
+        }
+    if kind == "mariadb":
+        return {
+            "ENGINE": "django.db.backends.mysql",
+            "NAME": f"dispytch_{name}",
+            "USER": os.environ.get("TEST_DATABASE_USER", "root"),
+            "PASSWORD": os.environ.get("TEST_DATABASE_PASSWORD", ""),
+            "HOST": host,
+            "PORT": port or "3306",
+        }
+    folder = Path(os.environ.get("TEST_FOLDER", "."))
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": folder / f"{name}.sqlite3"}
+
+
+if os.environ.get("TEST_DATABASE") == "mariadb":
+    import pymysql  # type: ignore[import-untyped]
+
+    pymysql.install_as_MySQLdb()
+
+DATABASES = {"default": _database("default"), "archive": _database("archive")}
+DATABASE_ROUTERS = ["tests.django.project.shop.routers.ArchiveRouter"]

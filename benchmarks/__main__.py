@@ -9,7 +9,7 @@ from importlib import import_module
 
 from benchmarks.harness import Row
 
-TOPICS = ("emitter", "imports", "kafka", "rabbitmq", "redis_bench", "fastapi_route", "blocking")
+TOPICS = ("emitter", "imports", "kafka", "rabbitmq", "redis_bench", "fastapi_route", "blocking", "django_bench")
 
 
 def main() -> None:

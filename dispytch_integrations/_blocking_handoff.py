@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from dispytch_integrations._outlet import Outlet
@@ -31,7 +32,9 @@ class Handoff:
     that left it; it must be quick. `bound(alias)`: how many messages may wait for a broker's confirmation; one more
     waits for room within the broker's timeout, and fails after that.
 
-    Threads that leave messages at the same time share one wake-up of the loop, and their messages one batch.
+    A thread in between wakes the loop. Waking it is a system call that gives the GIL away, and the loop's thread keeps
+    it for the whole of a delivery: a request that woke it itself would stand still for 200 to 400 us. Handing over to a
+    queue costs it 1 us, and the delivery begins when the request waits for something, or is done.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class Handoff:
         self._loop = loop
         self._settle = settle
         self._bound = bound
-        self._queue: deque[LeftMessage] = deque()
-        self._woken = False
+        self._queue: SimpleQueue[LeftMessage | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
         self._pending: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,43 +61,64 @@ class Handoff:
     def put(self, left: Sequence[LeftMessage]) -> None:
         """Leave messages; returns at once, unless too many wait."""
         for each in left:
-            if self._make_room(each):
-                self._queue.append(each)
-        # After the appends: the loop clears the flag before it looks at the queue, so that none is left behind.
-        if self._queue and not self._woken:
-            self._woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._begin)
-            except RuntimeError:
-                self._woken = False
-                self._give_up()
+            error = self._queue_when_there_is_room(each)
+            if error is not None:
+                self._settle(each, error)
+
+    def close(self) -> None:
+        """End the thread; what is left from now on is given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            if self._thread is not None:
+                self._queue.put(None)
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is pending, at most `timeout` seconds; was that reached?"""
         with self._changed:
             return self._changed.wait_for(lambda: not self.pending, timeout)
 
-    def _make_room(self, left: LeftMessage) -> bool:
+    def _queue_when_there_is_room(self, left: LeftMessage) -> Exception | None:
         alias, timeout = left.outlet.alias, left.outlet.timeout
         bound = self._bound(alias)
         with self._changed:
-            if self._pending[alias] < bound or self._changed.wait_for(lambda: self._pending[alias] < bound, timeout):
-                self._pending[alias] += 1
-                return True
-        self._settle(
-            left,
-            BrokerUnavailableError(
-                f"{left.message!r} was not sent: {bound} messages wait for broker {alias!r} already, and none was "
-                f"confirmed within {timeout} s; it is slower than they come, or hangs"
-            ),
-        )
-        return False
+            if self._pending[alias] >= bound and not self._closed:
+                self._changed.wait_for(lambda: self._pending[alias] < bound or self._closed, timeout)
+            if self._closed:
+                return _closed(left)
+            if self._pending[alias] >= bound:
+                return BrokerUnavailableError(
+                    f"{left.message!r} was not sent: {bound} messages wait for broker {alias!r} already, and none was "
+                    f"confirmed within {timeout} s; it is slower than they come, or hangs"
+                )
+            self._pending[alias] += 1
+            # Under the lock: what comes after the end of the thread would stay in the queue for ever.
+            self._queue.put(left)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dispytch hand-off", daemon=True)
+                self._thread.start()
+        return None
 
-    def _begin(self) -> None:
-        self._woken = False
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            try:
+                while True:
+                    batch.append(self._queue.get_nowait())
+            except Empty:
+                pass
+            messages = [left for left in batch if left is not None]
+            try:
+                if messages:
+                    self._loop.call_soon_threadsafe(self._begin, messages)
+            except RuntimeError:
+                self._give_up(messages)
+            if len(messages) < len(batch):
+                return
+
+    def _begin(self, messages: Sequence[LeftMessage]) -> None:
         batches: dict[Outlet, list[LeftMessage]] = {}
-        while self._queue:
-            left = self._queue.popleft()
+        for left in messages:
             batches.setdefault(left.outlet, []).append(left)
         for outlet, batch in batches.items():
             task = self._loop.create_task(self._deliver(outlet, batch), name=f"dispytch left to {outlet.alias}")
@@ -112,12 +137,9 @@ class Handoff:
         finally:
             self._end(outlet.alias, batch, outcomes)
 
-    def _give_up(self) -> None:
-        """The loop is closed: nothing that waits will be sent."""
-        while self._queue:
-            left = self._queue.popleft()
-            error = NotStartedError(f"{left.message!r} was not sent: the connections of this process are closed")
-            self._end(left.outlet.alias, [left], [error])
+    def _give_up(self, messages: Sequence[LeftMessage]) -> None:
+        for left in messages:
+            self._end(left.outlet.alias, [left], [_closed(left)])
 
     def _end(self, alias: str, batch: Sequence[LeftMessage], outcomes: Sequence[Exception | None]) -> None:
         for left, error in zip(batch, outcomes, strict=True):
@@ -125,3 +147,7 @@ class Handoff:
         with self._changed:
             self._pending[alias] -= len(batch)
             self._changed.notify_all()
+
+
+def _closed(left: LeftMessage) -> NotStartedError:
+    return NotStartedError(f"{left.message!r} was not sent: the connections of this process are closed")

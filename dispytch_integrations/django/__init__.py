@@ -43,14 +43,14 @@ __all__ = [
 
 del _django
 
-_emitter = Emitter()
+_project = Emitter()
 
-emit = _emitter.emit
-aemit = _emitter.aemit
-emit_many = _emitter.emit_many
-aemit_many = _emitter.aemit_many
-emit_on_commit = _emitter.emit_on_commit
-aemit_on_commit = _emitter.aemit_on_commit
+emit = _project.emit
+aemit = _project.aemit
+emit_many = _project.emit_many
+aemit_many = _project.aemit_many
+emit_on_commit = _project.emit_on_commit
+aemit_on_commit = _project.aemit_on_commit
 
 
 def get_emitter(alias: str | None = None) -> Emitter:
@@ -59,4 +59,4 @@ def get_emitter(alias: str | None = None) -> Emitter:
     `alias`: the broker that takes all its events, whatever their `__broker__`; None: each event's own. Opens nothing;
     an alias that does not exist raises RouteError at the first emit.
     """
-    return _emitter if alias is None else Emitter(alias)
+    return _project if alias is None else Emitter(alias)

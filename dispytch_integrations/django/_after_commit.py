@@ -34,17 +34,20 @@ class Waiting:
     def hand_over(self) -> None:
         """The transaction is committed: leave the messages to the event loop. Raises nothing."""
         self.done = True
-        left = [LeftMessage(outlet, message, self._context) for outlet, message in self.prepared]
         try:
             session = connections.reach()
             # Looked up again: between the call and the commit, settings may have changed, or the process have forked.
-            brokers = session.brokers.brokers
-            left = [each._replace(outlet=brokers.get(each.outlet.alias, each.outlet)) for each in left]
-            session.handoff.put(left)
+            brokers, context = session.brokers.brokers, self._context
+            session.handoff.put(
+                [
+                    LeftMessage(brokers.get(message.broker, outlet), message, context)
+                    for outlet, message in self.prepared
+                ]
+            )
         except Exception as exc:
             # It is committed: nothing may become of the request but that it succeeds.
-            for each in left:
-                self._context.run(tell_after_commit, each, exc)
+            for outlet, message in self.prepared:
+                self._context.run(tell_after_commit, LeftMessage(outlet, message, self._context), exc)
 
     @property
     def registered(self) -> bool:

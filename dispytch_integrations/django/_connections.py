@@ -177,6 +177,7 @@ class Connections:
             session.handoff.flush(session.shutdown_timeout)
             self._session = None
             session.opened.close()
+            session.handoff.close()
             self.receivers.flush(_RECEIVERS_SECONDS)
 
     @property

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import os
-import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +15,7 @@ from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 from redis.asyncio import Redis
 
 from tests.support.brokers import free_port
-
-ROOT = Path(__file__).parent.parent
+from tests.support.servers import Server, Shop, serving
 
 UVICORN = ["uvicorn", "{app}", "--host", "127.0.0.1", "--port", "{port}"]
 WORKERS = [*UVICORN, "--workers", "2"]
@@ -34,114 +30,16 @@ every_server = pytest.mark.parametrize(
 )
 
 
-class Server:
-    """A server's process. `port`; `output()`: all it has printed; its process group is killed at the end."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
-        self.process = process
-        self.port = port
-        self._log = log
-
-    def output(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def terminate(self) -> None:
-        """SIGTERM to the parent alone, as an init system or a container runtime sends it."""
-        self.process.send_signal(signal.SIGTERM)
-
-    async def exit_code(self, timeout: float) -> int:
-        return await asyncio.wait_for(self.process.wait(), timeout)
-
-
-@asynccontextmanager
-async def serving(
+def serving_app(
     command: list[str], app: str, directory: Path, *, broker: str, stream: str, startup_timeout: float = 20
-) -> AsyncGenerator[Server, None]:
-    port = free_port()
+) -> AbstractAsyncContextManager[Server]:
     environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
         "TEST_BROKER": broker,
         "TEST_STREAM": stream,
         "TEST_STARTUP_TIMEOUT": str(startup_timeout),
     }
-    arguments = [argument.format(app=app, port=port) for argument in command]
-    log = directory / "server.log"
-    with log.open("wb") as file:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *arguments,
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    try:
-        yield Server(process, port, log)
-    finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        await process.wait()
-
-
-class Shop:
-    """A client that places orders; `placed`: the numbers that were answered with 2xx. `failed`: other answers."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._numbers = itertools.count(1)
-        self.placed: set[int] = set()
-        self.failed: list[int] = []
-        self.busy = asyncio.Event()
-
-    async def place(self, way: str) -> None:
-        """Place one order, over a connection of its own. Raises OSError when there was no answer."""
-        number = next(self._numbers)
-        status = await self._post(f"/{way}/{number}")
-        if 200 <= status < 300:
-            self.placed.add(number)
-        else:
-            self.failed.append(status)
-
-    async def _post(self, path: str) -> int:
-        # By hand: httpx takes ten times as long, and the load is to be on the server.
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-        try:
-            writer.write(
-                f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
-            )
-            answer = await asyncio.wait_for(reader.read(), 20)
-        finally:
-            writer.close()
-        if not answer:
-            raise ConnectionResetError("closed without an answer")
-        return int(answer.split(b" ", 2)[1])
-
-    async def place_first(self) -> None:
-        """Place an order as soon as the server answers."""
-        while True:
-            try:
-                await self.place("awaited")
-                return
-            except OSError:
-                if self._server.process.returncode is not None:
-                    pytest.fail(f"the server ended:\n{self._server.output()}")
-                await asyncio.sleep(0.05)
-
-    async def place_until_closed(self, way: str, enough: int) -> None:
-        """Place orders until the server is gone; `busy` is set when there are `enough` of all."""
-        while True:
-            try:
-                await self.place(way)
-            except OSError:
-                return
-            if len(self.placed) >= enough:
-                self.busy.set()
+    arguments = [argument.replace("{app}", app) for argument in command]
+    return serving([sys.executable, "-m", *arguments], directory, environment)
 
 
 @pytest.fixture
@@ -165,9 +63,9 @@ async def test_no_event_of_an_answered_request_is_lost(
 
     A third of the orders is awaited, a third emitted by `def` routes, a third by background tasks after the answer.
     """
-    async with serving(command, "tests.apps.orders:app", tmp_path, broker=redis_url, stream=unique) as server:
+    async with serving_app(command, "tests.apps.orders:app", tmp_path, broker=redis_url, stream=unique) as server:
         shop = Shop(server)
-        await shop.place_first()
+        await shop.place_first("awaited")
         assert await arrived(redis, unique) == shop.placed, "the first event"
 
         before = len(shop.placed)
@@ -184,9 +82,9 @@ async def test_no_event_of_an_answered_request_is_lost(
 @pytest.mark.parametrize("app", ["app", "raw"], ids=["emitter_lifespan", "EmitterMiddleware"])
 async def test_no_event_is_lost_with_kafka_either(app: str, kafka_url: str, unique: str, tmp_path: Path) -> None:
     """aiokafka keeps messages back to send them together: the shutdown has to wait for them."""
-    async with serving(UVICORN, f"tests.apps.orders:{app}", tmp_path, broker=kafka_url, stream=unique) as server:
+    async with serving_app(UVICORN, f"tests.apps.orders:{app}", tmp_path, broker=kafka_url, stream=unique) as server:
         shop = Shop(server)
-        await shop.place_first()
+        await shop.place_first("awaited")
         await terminate_under_load(server, shop)
     async with AIOKafkaConsumer(
         unique, bootstrap_servers=kafka_url.removeprefix("kafka://"), auto_offset_reset="earliest"
@@ -203,8 +101,8 @@ async def terminate_under_load(server: Server, shop: Shop) -> None:
     """SIGTERM while many orders are being placed; returns when the server has ended."""
     enough = len(shop.placed) + 400
     ways = ["awaited", "threaded", "later"] * 8
-    load = [asyncio.create_task(shop.place_until_closed(way, enough)) for way in ways]
-    await asyncio.wait_for(shop.busy.wait(), 30)
+    load = [asyncio.create_task(shop.place_until_closed(way)) for way in ways]
+    await shop.wait_for(enough)
     server.terminate()
     await asyncio.wait_for(asyncio.gather(*load), 20)
     await server.exit_code(20)
@@ -231,7 +129,7 @@ async def test_a_broker_that_is_down_ends_the_server_with_a_message(
     """An app that serves with nothing started loses every event; the operator reads which broker is down."""
     address = f"127.0.0.1:{free_port()}"
     broker = f"redis://app:hunter2@{address}/0"
-    async with serving(
+    async with serving_app(
         command, f"tests.apps.orders:{app}", tmp_path, broker=broker, stream=unique, startup_timeout=0.3
     ) as server:
         code = await server.exit_code(20)

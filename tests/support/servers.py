@@ -1,0 +1,130 @@
+"""Real servers for tests, each a process of our own on a free port, and a client that loads them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.brokers import free_port
+
+__all__ = ["ROOT", "Server", "Shop", "serving"]
+
+ROOT = Path(__file__).parent.parent.parent
+"""What `tests` is imported from."""
+
+
+class Server:
+    """A server's process. `port`; `output()`: all it has printed; its process group is killed at the end."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """A signal to the parent alone, as an init system or a container runtime sends SIGTERM."""
+        self.process.send_signal(number)
+
+    async def exit_code(self, timeout: float) -> int:
+        return await asyncio.wait_for(self.process.wait(), timeout)
+
+
+@asynccontextmanager
+async def serving(
+    command: Sequence[str], directory: Path, environment: Mapping[str, str]
+) -> AsyncGenerator[Server, None]:
+    """Run a server while in the block; "{port}" in its command becomes a free port. It prints to `directory`.
+
+    `environment`: beside that of the tests. The server is not waited for: see `Shop.place_first`.
+    """
+    port = free_port()
+    log = directory / "server.log"
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *(argument.replace("{port}", str(port)) for argument in command),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield Server(process, port, log)
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await process.wait()
+
+
+class Shop:
+    """A client that places orders; `placed`: the numbers that were answered with 2xx. `failed`: other answers."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._numbers = itertools.count(1)
+        self.placed: set[int] = set()
+        self.failed: list[int] = []
+        self._grown = asyncio.Condition()
+
+    async def place(self, way: str) -> None:
+        """Place one order, over a connection of its own. Raises OSError when there was no answer."""
+        number = next(self._numbers)
+        status, _ = await self.request("POST", f"/{way}/{number}")
+        if not 200 <= status < 300:
+            self.failed.append(status)
+            return
+        async with self._grown:
+            self.placed.add(number)
+            self._grown.notify_all()
+
+    async def place_first(self, way: str) -> None:
+        """Place an order as soon as the server answers."""
+        while True:
+            try:
+                await self.place(way)
+                return
+            except OSError:
+                if self._server.process.returncode is not None:
+                    pytest.fail(f"the server ended:\n{self._server.output()}")
+                await asyncio.sleep(0.05)
+
+    async def place_until_closed(self, way: str) -> None:
+        """Place orders until the server is gone."""
+        while True:
+            try:
+                await self.place(way)
+            except OSError:
+                return
+
+    async def wait_for(self, number: int) -> None:
+        """Wait until so many orders have been placed."""
+        async with self._grown:
+            await asyncio.wait_for(self._grown.wait_for(lambda: len(self.placed) >= number), 30)
+
+    async def request(self, method: str, path: str) -> tuple[int, bytes]:
+        """Status and body. By hand: httpx takes ten times as long, and the load is to be on the server."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
+        try:
+            writer.write(
+                f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+            answer = await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+        if not answer:
+            raise ConnectionResetError("closed without an answer")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split(b" ", 2)[1]), body

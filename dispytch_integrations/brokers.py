@@ -111,11 +111,18 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     ) -> None:
         await self.stop()
 
-    async def _start(self, wait: bool) -> None:
+    def load(self) -> None:
+        """Read the settings and connect to nothing: `emitter.prepare` works, and shows what would be sent where.
+
+        Raises ConfigurationError with everything that is wrong.
+        """
         specs = load_brokers(self._config, self._options)
         self._brokers = {spec.alias: Broker(spec.alias, spec.backend, spec.options, self.on_change) for spec in specs}
         self.emitter.forget_plans()
         self._emitters.clear()
+
+    async def _start(self, wait: bool) -> None:
+        self.load()
         tasks: dict[Broker, asyncio.Task[None]] = {}
         required: list[Broker] = []
         for broker in self._brokers.values():

@@ -30,6 +30,8 @@ class Waiting:
         self.database = database
         self.done = False
         self._context: Context = copy_context()
+        # This thread's: another thread that asks has others.
+        self._connection = None if database is None else databases[database]
 
     def hand_over(self) -> None:
         """The transaction is committed: leave the messages to the event loop. Raises nothing."""
@@ -52,9 +54,9 @@ class Waiting:
     @property
     def registered(self) -> bool:
         """Does it still wait in its connection's list of callbacks? Not done and not there: rolled back."""
-        if self.database is None:
+        if self._connection is None:
             return False
-        entries: Iterable[tuple[Any, ...]] = databases[self.database].run_on_commit
+        entries: Iterable[tuple[Any, ...]] = self._connection.run_on_commit
         return any(getattr(entry[1], "waiting", None) is self for entry in entries)
 
 

@@ -22,8 +22,9 @@ from dispytch_integrations._broker import Broker
 from dispytch_integrations.brokers import Brokers, connect
 from dispytch_integrations.django import conf
 from dispytch_integrations.django._receivers import Receivers, send
+from dispytch_integrations.django.errors import SettingsError
 from dispytch_integrations.django.signals import broker_started, broker_stopped, event_emitted, event_failed
-from dispytch_integrations.errors import NotStartedError
+from dispytch_integrations.errors import ConfigurationError, NotStartedError
 
 __all__ = ["Connections", "Session", "connections", "tell_after_commit"]
 
@@ -123,7 +124,14 @@ class Connections:
         read = self.settings()
         conf.require(read.problems)
         session = Session(read, self.receivers)
-        session.opened.open(wait=wait)
+        try:
+            session.opened.open(wait=wait)
+        except SettingsError:
+            raise
+        except ConfigurationError as exc:  # Of a URL that is a function, or found by the client itself.
+            raise SettingsError(
+                [problem.replace("broker ", "DISPYTCH: broker ", 1) for problem in exc.problems]
+            ) from exc
         if self._pid != os.getpid():
             self._pid, self._users = os.getpid(), 0
             _at_exit(self)

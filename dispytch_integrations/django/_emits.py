@@ -15,9 +15,6 @@ __all__ = ["emits"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_connected: dict[str, Callable[..., None]] = {}
-"""The receivers: Django keeps weak references, and to them we would be the only ones who care."""
-
 
 def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[[_F], _F]:
     """Turn a Django signal into events that go out after the commit. Decorates a function that returns them.
@@ -49,10 +46,11 @@ def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[
             )
         receive = partial(_receive, function, _accepted(function))
         uid = f"dispytch {function.__module__}.{function.__qualname__}"
-        _connected[uid] = receive
         for each in signals:
             for one in senders:
-                each.connect(receive, sender=one, weak=False, dispatch_uid=(uid, id(one) if one is not None else None))
+                # A module that is loaded again replaces its functions; Django would keep the first and say nothing.
+                each.disconnect(sender=one, dispatch_uid=uid)
+                each.connect(receive, sender=one, weak=False, dispatch_uid=uid)
         return function
 
     return decorate

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any
 
 from dispytch_integrations._prepare import require_route
+from dispytch_integrations.django._decorating import Decorating
 from dispytch_integrations.events import EventBase
 
 __all__ = ["HeldBack", "held_back", "suppress_emits"]
 
 _innermost: ContextVar[HeldBack | None] = ContextVar("dispytch_held_back", default=None)
+
+_Entered = tuple[Token["HeldBack | None"], Any]
+_tokens: ContextVar[_Entered | None] = ContextVar("dispytch_held_back_tokens", default=None)
 
 
 class HeldBack:
@@ -41,8 +45,7 @@ def held_back() -> HeldBack | None:
     return _innermost.get()
 
 
-@contextmanager
-def suppress_emits() -> Generator[HeldBack, None, None]:
+class suppress_emits(Decorating[HeldBack]):  # noqa: N801 - as Django's override_settings
     """Send nothing inside the block, in this thread or task; a decorator, too.
 
         with suppress_emits() as held:
@@ -52,9 +55,19 @@ def suppress_emits() -> Generator[HeldBack, None, None]:
     Nothing of `emit`, `emit_on_commit` and `@emits` goes out, whatever brokers are configured. Events that were given
     to `emit_on_commit` before the block are sent as their transaction says. Threads started inside are not affected.
     """
-    held = HeldBack()
-    token = _innermost.set(held)
-    try:
-        yield held
-    finally:
-        _innermost.reset(token)
+
+    def __enter__(self) -> HeldBack:
+        held = HeldBack()
+        token = _innermost.set(held)
+        # Kept in the context itself: one object may be entered by several tasks, and within itself.
+        _tokens.set((token, _tokens.get()))
+        return held
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        entry = _tokens.get()
+        if entry is not None:
+            token, outer = entry
+            _innermost.reset(token)
+            _tokens.set(outer)

@@ -12,7 +12,7 @@ With pytest it is the fixture `emitted_events`. Brokers of every alias are memor
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar, cast, overload
@@ -24,6 +24,7 @@ from dispytch_integrations._templates import nearest
 from dispytch_integrations.django import _after_commit
 from dispytch_integrations.django._after_commit import Waiting
 from dispytch_integrations.django._connections import connections
+from dispytch_integrations.django._decorating import Decorating
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
@@ -35,7 +36,7 @@ _E = TypeVar("_E", bound=EventBase)
 _Config = Mapping[str, Mapping[str, Any]]
 
 
-class override_brokers(ContextDecorator, AbstractContextManager[None]):  # noqa: N801 - as Django's override_settings
+class override_brokers(Decorating[None]):  # noqa: N801 - as Django's override_settings
     """Put every broker of DISPYTCH on memory: in a block, for a test, or for a whole run.
 
         with override_brokers("memory"): ...

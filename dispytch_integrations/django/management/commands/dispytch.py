@@ -15,11 +15,10 @@ from pydantic import ValidationError
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.blocking import BlockingBrokers
 from dispytch_integrations.brokers import connect
-from dispytch_integrations.django import conf
+from dispytch_integrations.django import conf, emit
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._events import event_classes
 from dispytch_integrations.django.checks import TAG
-from dispytch_integrations.django.lifecycle import close_brokers
 from dispytch_integrations.errors import DispytchError
 from dispytch_integrations.events import EventBase, event_type, string_fields
 
@@ -111,24 +110,19 @@ class Command(BaseCommand):
         except ValidationError as exc:
             raise CommandError(_told(cls, exc)) from None
         headers = dict(self._header(text) for text in options["header"])
-        self._settings()
+        brokers = connect(self._settings().config)
         try:
-            outlet, message = connections.reach().brokers.emitter.prepare(event, headers or None)
+            brokers.load()
+            outlet, message = brokers.emitter.prepare(event, headers)
             if not options["dry_run"]:
-                from dispytch_integrations.django import emit
-
-                emit(event, headers=headers or None)
+                emit(event, headers=headers)
         except DispytchError as exc:
             raise CommandError(str(exc)) from None
-        finally:
-            close_brokers()
         done = "would go" if options["dry_run"] else "was sent"
-        address = connections.settings().specs.get(outlet.alias)
-        where = f" ({address.backend.address})" if address is not None else ""
         self.stdout.write(self.style.SUCCESS(f"{message.type} {message.id} {done} to {message.destination!r}"))
         self._facts(
             {
-                "broker": f"{outlet.alias}{where}",
+                "broker": f"{outlet.alias} ({brokers.brokers[outlet.alias].backend.address})",
                 "key": message.ordering_key,
                 **{name: value for name, value in message.properties.items() if name not in ("key", "kind")},
                 **({"headers": json.dumps(message.headers, default=str)} if options["dry_run"] else {}),

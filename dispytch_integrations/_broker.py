@@ -155,7 +155,8 @@ class Broker(Outlet):
                 async with asyncio.timeout(timeout):
                     await self._decided.wait()
             except TimeoutError:
-                return self._refuse(messages, f"is still being connected to after {timeout} s")
+                why = f": {self.last_error}" if self.last_error else ""
+                return self._refuse(messages, f"is still being connected to after {timeout} s{why}")
         if self.state == "down":
             return self._refuse(messages, f"is down: {self.last_error}")
         if not self._up:

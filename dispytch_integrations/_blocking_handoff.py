@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from dispytch_integrations.errors import BrokerUnavailableError, NotStartedError
 from dispytch_integrations.message import Message
 
 __all__ = ["Handoff", "LeftMessage"]
+
+logger = logging.getLogger(__name__)
 
 
 class LeftMessage(NamedTuple):
@@ -91,12 +94,14 @@ class Handoff:
                     f"{left.message!r} was not sent: {bound} messages wait for broker {alias!r} already, and none was "
                     f"confirmed within {timeout} s; it is slower than they come, or hangs"
                 )
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="dispytch hand-off", daemon=True)
+                thread.start()
+                # Only now: where the system refuses a thread, the next message tries again.
+                self._thread = thread
             self._pending[alias] += 1
             # Under the lock: what comes after the end of the thread would stay in the queue for ever.
             self._queue.put(left)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dispytch hand-off", daemon=True)
-                self._thread.start()
         return None
 
     def _run(self) -> None:
@@ -143,7 +148,10 @@ class Handoff:
 
     def _end(self, alias: str, batch: Sequence[LeftMessage], outcomes: Sequence[Exception | None]) -> None:
         for left, error in zip(batch, outcomes, strict=True):
-            self._settle(left, error)
+            try:
+                self._settle(left, error)
+            except Exception:
+                logger.exception("what became of %r could not be told: %r", left.message, error)
         with self._changed:
             self._pending[alias] -= len(batch)
             self._changed.notify_all()

@@ -7,7 +7,9 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 from dispytch_integrations._blocking_calls import Calls, refuse_patched_threads
 from dispytch_integrations.brokers import Brokers
@@ -16,6 +18,9 @@ from dispytch_integrations.errors import DispytchError, NotStartedError
 __all__ = ["LoopThread", "Opened", "loop_thread"]
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _SETTINGS = 30.0
 """Seconds that reading the settings may take, a client library's import included."""
@@ -95,6 +100,7 @@ class LoopThread:
     def __init__(self) -> None:
         refuse_patched_threads()
         self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(_Lookups())
         self.calls = Calls(self.loop)
         self.opened: set[Opened] = set()
         running = threading.Event()
@@ -168,6 +174,27 @@ def _at_exit() -> None:
     thread = _threads.get(os.getpid())
     if thread is not None:
         thread.end()
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Where the loop looks up hosts. A pool takes no work once the interpreter ends, and an exit function that emits,
+    or a thread that outlives the main one, could connect to no name."""
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Run `fn` in a thread: of the pool, or, when that is closed, of its own."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            future: Future[_T] = Future()
+
+            def run() -> None:
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except Exception as exc:
+                    future.set_exception(exc)
+
+            threading.Thread(target=run, name="dispytch look-up", daemon=True).start()
+            return future
 
 
 async def _end_tasks() -> None:

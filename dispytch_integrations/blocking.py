@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dispytch_integrations._blocking_calls import Calls, refuse_patched_threads
 from dispytch_integrations._blocking_loop import Opened, loop_thread
+from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout, Outlet
 from dispytch_integrations.brokers import Brokers, connect
@@ -33,21 +34,7 @@ from dispytch_integrations.settings import Config
 
 __all__ = ["BlockingBrokers", "BlockingEmitter", "connect_blocking"]
 
-PING_SECONDS = 60.0
-"""Seconds after which a ping without a timeout is given up, should the loop be stuck; brokers end it long before."""
-
 _Callback = TypeVar("_Callback", bound=OnTimeout)
-
-
-Prepared = tuple[Outlet, Message]
-Failed = tuple[Outlet, Message, Exception]
-
-
-class Way(NamedTuple):
-    """An emitter, and the way to its event loop."""
-
-    emitter: EventEmitter
-    calls: Calls
 
 
 class BlockingEmitter:
@@ -279,24 +266,6 @@ class _OwnEmitter(BlockingEmitter):
 
 async def _awaited(awaitable: Any) -> None:
     await awaitable
-
-
-def longest_timeout(prepared: Iterable[Prepared]) -> float | None:
-    """Seconds after which the delivery of these messages ends by itself; None: there is no end."""
-    longest = 0.0
-    for outlet, _ in prepared:
-        if outlet.timeout is None:
-            return None
-        longest = max(longest, outlet.timeout)
-    return longest
-
-
-def confirmed_of(prepared: Sequence[Prepared], failed: Sequence[Failed]) -> Sequence[Prepared]:
-    """Those of `prepared` that are not among `failed`."""
-    if not failed:
-        return prepared
-    missing = {id(message) for _, message, _ in failed}
-    return [each for each in prepared if id(each[1]) not in missing]
 
 
 def connect_blocking(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from contextvars import Context, copy_context
 from typing import Any
@@ -11,7 +12,7 @@ from django.db import connections as databases
 from django.utils.connection import ConnectionDoesNotExist
 
 from dispytch_integrations._blocking_handoff import LeftMessage
-from dispytch_integrations.blocking import Prepared
+from dispytch_integrations._blocking_way import Prepared
 from dispytch_integrations.django import conf
 from dispytch_integrations.django._connections import connections, tell_after_commit
 from dispytch_integrations.django.errors import TransactionError
@@ -46,10 +47,14 @@ class Waiting:
                     for outlet, message in self.prepared
                 ]
             )
+            if connections.ending:
+                # Nobody comes after us who would wait for it.
+                session.handoff.flush(session.shutdown_timeout)
         except Exception as exc:
             # It is committed: nothing may become of the request but that it succeeds.
             for outlet, message in self.prepared:
-                self._context.run(tell_after_commit, LeftMessage(outlet, message, self._context), exc)
+                # A copy: a receiver of an earlier one may be running in the context itself.
+                self._context.copy().run(tell_after_commit, LeftMessage(outlet, message, self._context), exc)
 
     @property
     def registered(self) -> bool:
@@ -57,8 +62,11 @@ class Waiting:
         if self._connection is None:
             return False
         entries: Iterable[tuple[Any, ...]] = self._connection.run_on_commit
-        return any(getattr(entry[1], "waiting", None) is self for entry in entries)
+        return any(getattr(entry[1], _OURS, None) is self for entry in entries)
 
+
+_OURS = "waiting"
+"""The attribute by which a callback of ours is known."""
 
 observers: list[list[Waiting]] = []
 """Where tests collect what waits; see `testing`."""
@@ -84,9 +92,23 @@ def after_commit(prepared: Sequence[Prepared], using: str | None, require_transa
     def hand_over() -> None:
         waiting.hand_over()
 
-    hand_over.waiting = waiting  # type: ignore[attr-defined]
-    # Robust, and a function: a callback of somebody else's that fails must not take ours away, nor ours theirs.
+    setattr(hand_over, _OURS, waiting)
+    # Robust, and a function, which Django names in its log.
     transaction.on_commit(hand_over, using=database, robust=True)
+    _put_forward(databases[database])
+
+
+def _put_forward(connection: Any) -> None:
+    """Move the callback that was registered last in front of those of others, behind our own.
+
+    Django drops all callbacks behind one that raises: an event of a committed transaction would be gone without a word.
+    """
+    if any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+        return  # captureOnCommitCallbacks knows what is new by its place; in a TestCase there is no commit.
+    callbacks: list[tuple[Any, ...]] = connection.run_on_commit
+    newest = callbacks.pop()
+    # By halves: ours stand in front, and an import may have thousands of either kind.
+    callbacks.insert(bisect_left(callbacks, True, key=lambda entry: not hasattr(entry[1], _OURS)), newest)
 
 
 def _database(using: str | None) -> str | None:
@@ -99,7 +121,12 @@ def _database(using: str | None) -> str | None:
                 f"transactions are open on the databases {listed}, and the event can wait for one of them: "
                 f"write using={open_ones[0]!r}"
             )
-        return open_ones[0] if open_ones else None
+        if open_ones:
+            return open_ones[0]
+        for connection in databases.all(initialized_only=True):
+            if connection.connection is not None and not connection.autocommit:
+                raise _by_hand(connection.alias)
+        return None
     try:
         connection = databases[using]
     except ConnectionDoesNotExist:
@@ -116,7 +143,16 @@ def _database(using: str | None) -> str | None:
             f"no transaction is open on database {using!r}, but on {listed}: the event would go out at once; "
             f"write using={open_ones[0]!r}, or open one with transaction.atomic(using={using!r})"
         )
-    return using if _manual(connection) else None
+    if _manual(connection):
+        raise _by_hand(using)
+    return None
+
+
+def _by_hand(alias: str) -> TransactionError:
+    return TransactionError(
+        f"database {alias!r} is committed by hand (autocommit is off), and Django tells nobody when: emit inside "
+        f"`with transaction.atomic(using={alias!r}):`, or call emit() after the commit"
+    )
 
 
 def _open_transactions() -> list[str]:
@@ -138,7 +174,7 @@ def _open_transactions() -> list[str]:
 
 
 def _manual(connection: Any) -> bool:
-    """Does the program commit by itself? Django then refuses on_commit outside of atomic(), and says so."""
+    """Does the program commit by itself? Django then refuses on_commit outside of atomic()."""
     if connection.connection is None:
         return not connection.settings_dict["AUTOCOMMIT"]
     return not connection.autocommit

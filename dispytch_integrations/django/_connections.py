@@ -73,6 +73,8 @@ class Connections:
         self._locks: dict[int, threading.RLock] = {}
         self._pid = 0
         self._read: conf.Read | None = None
+        self.ending = False
+        """Does the interpreter end, so that nothing is flushed any more unless who emits waits for it?"""
         self.receivers = Receivers()
         self.override: Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]] | None = None
         """Tests put other brokers in the place of the project's."""
@@ -156,9 +158,12 @@ class Connections:
         """Undo one `open`; the last one refuses new emits, flushes within SHUTDOWN_TIMEOUT, and closes."""
         with self._lock:
             self._users = max(self._users - 1, 0)
-            if self._users == 0:
-                self._end()
-                self._closed, self._pid = True, os.getpid()
+            if self._users:
+                return
+            self._end()
+            self._closed, self._pid = True, os.getpid()
+        # Not under the lock: a receiver that emits waits for it.
+        self.receivers.flush(_RECEIVERS_SECONDS)
 
     def reset(self) -> None:
         """Close, and read the settings again at the next use; nothing is refused meanwhile."""
@@ -167,6 +172,7 @@ class Connections:
             self._closed = False
             self._users = 0
             self._read = None
+        self.receivers.flush(_RECEIVERS_SECONDS)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was left to the event loop is confirmed or given up, and receivers have run.
@@ -186,7 +192,12 @@ class Connections:
             self._session = None
             session.opened.close()
             session.handoff.close()
-            self.receivers.flush(_RECEIVERS_SECONDS)
+
+    def end(self) -> None:
+        """Flush and close at the exit of the interpreter."""
+        self.ending = True
+        self._end()
+        self.receivers.flush(_RECEIVERS_SECONDS)
 
     @property
     def _lock(self) -> threading.RLock:
@@ -213,8 +224,8 @@ def _at_exit(connections: Connections) -> None:
         try:
             register(own, connections.flush)
         except RuntimeError:
-            pass  # The interpreter is ending already.
-    atexit.register(own, connections._end)
+            connections.ending = True  # It is too late, and may be for the second one.
+    atexit.register(own, connections.end)
 
 
 def _tell_broker(receivers: Receivers, started: set[str], broker: Broker) -> None:

@@ -9,16 +9,9 @@ from typing import Any, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 
+from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._outlet import Outlet
-from dispytch_integrations.blocking import (
-    PING_SECONDS,
-    BlockingEmitter,
-    Failed,
-    Prepared,
-    Way,
-    confirmed_of,
-    longest_timeout,
-)
+from dispytch_integrations.blocking import BlockingEmitter
 from dispytch_integrations.django._after_commit import after_commit
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._receivers import send

@@ -31,7 +31,8 @@ class Receivers:
     def __init__(self) -> None:
         self._pid = 0
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._locks: dict[int, threading.Lock] = {}
 
     def post(self, job: Callable[[], object], context: Context | None = None) -> None:
         """Run `job` on the thread, in `context`; its database connections are closed afterwards."""
@@ -40,24 +41,29 @@ class Receivers:
         self._jobs.put((context, job))
 
     def flush(self, timeout: float) -> bool:
-        """Wait until what was posted before has run, at most `timeout` seconds; was that reached?"""
+        """Wait until what was posted before has run, at most `timeout` seconds; was that reached?
+
+        On the thread itself, in a receiver, there is no waiting: False.
+        """
         if self._pid != os.getpid():
             return True
+        if threading.current_thread() is self._thread:
+            return False
         done = threading.Event()
         self.post(done.set)
         return done.wait(timeout)
 
     def _start(self) -> None:
         pid = os.getpid()
-        # A lock that another thread held at the fork would stay locked here; a new process has one thread only.
-        if self._pid and self._pid != pid:
-            self._lock = threading.Lock()
-        with self._lock:
+        # One per process: a lock that another thread held at the fork would stay locked in the child for ever.
+        with self._locks.setdefault(pid, threading.Lock()):
             if self._pid == pid:
                 return
-            self._jobs = SimpleQueue()
-            self._pid = pid
-            threading.Thread(target=self._run, args=(self._jobs,), name="dispytch signals", daemon=True).start()
+            jobs: SimpleQueue[_Job] = SimpleQueue()
+            thread = threading.Thread(target=self._run, args=(jobs,), name="dispytch signals", daemon=True)
+            thread.start()
+            # Only now: where the system refuses a thread, the next job tries again.
+            self._jobs, self._thread, self._pid = jobs, thread, pid
 
     def _run(self, jobs: SimpleQueue[_Job]) -> None:
         while True:
@@ -67,7 +73,7 @@ class Receivers:
                     job()
                 else:
                     context.run(job)
-            except Exception:
+            except BaseException:  # SystemExit among them: later signals and logs need the thread.
                 logger.exception("a receiver of an event's signal failed")
             finally:
                 connections.close_all()

@@ -36,7 +36,8 @@ DEFAULT_MAX_PENDING = 10_000
 _EXAMPLE = 'DISPYTCH = {"default": {"URL": "kafka://localhost:9092"}}'
 _DJANGOS = {"MAX_PENDING"}
 """Keys that mean something here alone."""
-_BY_PATH = ("on_timeout", "serializer")
+_MISSING: Any = object()
+"""What could not be imported; it has been told."""
 _CLIENT = "OPTIONS"
 
 
@@ -113,6 +114,7 @@ class _Broker:
         self.config: dict[str, Any] = {}
         self.max_pending = DEFAULT_MAX_PENDING
         self.spec: BrokerSpec | None = None
+        self.client_missing = False
         if not isinstance(alias, str) or not alias:
             self._wrong("E001", f"The alias {alias!r} in DISPYTCH is no name; it must be a str such as 'default'.")
             return
@@ -122,13 +124,15 @@ class _Broker:
             self._wrong("E001", f"{self.where} is a {type(value).__name__}, not a dict.", f"Write {_EXAMPLE}.")
             return
         given = dict(cast("Mapping[str, Any]", value))
+        if "URL" not in given and "url" in given:
+            given["URL"] = given["url"]  # The key is told as a wrong one; what else is wrong is told with it.
         url = given.pop("URL", None)
         backend = self._backend(url)
         if backend is None:
             return
         self.config["url"] = url
         self._take(given, backend)
-        if not callable(url):
+        if not callable(url) and not self.client_missing:
             self._load()
 
     def _backend(self, url: Any) -> type[Backend] | None:
@@ -138,41 +142,44 @@ class _Broker:
         if not isinstance(url, (str, BrokerURL)) or not str(url).strip():
             self._wrong("E003", f"{self.where} has no 'URL'.", 'Write "URL": "kafka://localhost:9092".')
             return None
+        backend = None
         try:
             backend = backend_type_of(url)
             backend.require_client()
         except MissingExtraError as exc:
+            self.client_missing = True
             self._wrong("E004", f"{self.where}: {exc}")
         except ConfigurationError as exc:
             self._wrong("E003", f"{self.where}['URL']: {exc}")
-        else:
-            return backend
-        return None
+        return backend
 
     def _take(self, given: dict[str, Any], backend: type[Backend]) -> None:
         known = [name.upper() for name in backend.options_type.model_fields if name != "client"]
         names = [*known, *_DJANGOS, _CLIENT, "URL"]
+        clients = {} if self.client_missing or backend is Backend else self._client_names(backend)
         for key, value in given.items():
             if key == _CLIENT:
-                self._take_options(value, backend)
+                self._take_options(value, backend, clients)
             elif key == "MAX_PENDING":
                 self._take_max_pending(value)
             elif key in known or (backend is Backend and isinstance(key, str) and key.isupper()):
-                self.config[key.lower()] = self._imported(key, value)
+                self._take_ours(key, value)
             else:
-                self._unknown(key, names)
+                self._unknown(key, names, clients)
 
-    def _unknown(self, key: object, names: list[str]) -> None:
+    def _unknown(self, key: object, names: list[str], clients: Mapping[str, Any]) -> None:
         text = str(key)
         if text.upper() in names:
             hint = f"Keys are in upper case: {text.upper()!r}."
+        elif text.lower() in clients:
+            hint = f"It is an option of the client: write {_CLIENT!r}: {{{text.lower()!r}: ...}}."
         elif near := nearest(text.upper(), names):
             hint = f"Did you mean {near.removeprefix(' (did you mean ').removesuffix('?)')}?"
         else:
             hint = f"Options of the client go into {_CLIENT!r}; ours are {', '.join(sorted(names))}."
         self._wrong("E002", f"{self.where} has the unknown key {key!r}.", hint)
 
-    def _take_options(self, value: object, backend: type[Backend]) -> None:
+    def _take_options(self, value: object, backend: type[Backend], clients: Mapping[str, Any]) -> None:
         if not isinstance(value, Mapping):
             self._wrong("E003", f"{self.where}['OPTIONS'] is a {type(value).__name__}; it must be a dict.")
             return
@@ -180,8 +187,8 @@ class _Broker:
         for name in list(options):
             # What only we know may stand among the client's; a name that both have is the client's here.
             ours = name in backend.options_type.model_fields and name != "client"
-            if ours and backend is not Backend and name not in self._client_names(backend):
-                self.config[name] = self._imported(name, options.pop(name))
+            if ours and backend is not Backend and name not in clients:
+                self._take_ours(name, options.pop(name))
         self.config["client"] = options
 
     def _client_names(self, backend: type[Backend]) -> Mapping[str, Any]:
@@ -194,14 +201,20 @@ class _Broker:
         else:
             self._wrong("E003", f"{self.where}['MAX_PENDING'] must be a whole number above 0, not {value!r}.")
 
-    def _imported(self, key: str, value: Any) -> Any:
-        """What is named by its dotted path, as Django's settings do; hooks and serializers by class are made."""
+    def _take_ours(self, key: str, value: Any) -> None:
+        """An option of ours; what is named by its dotted path is imported, as Django's settings do."""
         name = key.lower()
-        if name == "hooks" and isinstance(value, (list, tuple)):
-            return [self._instance(key, each) for each in cast("list[Any]", value)]
-        if name in _BY_PATH and value not in ("raise", "log"):
-            return self._instance(key, value) if name == "serializer" else self._object(key, value)
-        return value
+        if name == "hooks":
+            if not isinstance(value, (list, tuple)):
+                self._wrong("E003", f"{self.where}['HOOKS'] is a {type(value).__name__}; it must be a list.")
+                return
+            value = [self._instance(key, each) for each in cast("list[Any]", value)]
+        elif name == "serializer":
+            value = self._instance(key, value)
+        elif name == "on_timeout" and value not in ("raise", "log"):
+            value = self._object(key, value)
+        if value is not _MISSING:
+            self.config[name] = value
 
     def _object(self, key: str, value: Any) -> Any:
         if not isinstance(value, str):
@@ -210,9 +223,10 @@ class _Broker:
             return import_string(value)
         except ImportError as exc:
             self._wrong("E003", f"{self.where}[{key.upper()!r}]: {value!r} cannot be imported: {exc}.")
-            return value
+            return _MISSING
 
     def _instance(self, key: str, value: Any) -> Any:
+        """Hooks and serializers are named by their class as well."""
         found = self._object(key, value)
         return found() if isinstance(found, type) else found
 
@@ -228,7 +242,8 @@ class _Broker:
 
     def _in_settings_words(self, told: str) -> str:
         """A problem as `connect()` tells it, with the names that stand in the settings."""
-        name, colon, rest = told.partition(": ")
+        where, colon, rest = told.partition(": ")
+        name = where.partition(".")[0]  # pydantic adds the branches of a union.
         if colon and name in self.config and name not in ("url", "client"):
             return f"{self.where}[{name.upper()!r}]: {rest}"
         return f"{self.where}: {told.replace('unknown option client=', 'unknown option in OPTIONS: ')}"

@@ -156,7 +156,7 @@ class _Broker:
     def _take(self, given: dict[str, Any], backend: type[Backend]) -> None:
         known = [name.upper() for name in backend.options_type.model_fields if name != "client"]
         names = [*known, *_DJANGOS, _CLIENT, "URL"]
-        clients = {} if self.client_missing or backend is Backend else self._client_names(backend)
+        clients = self._client_names(backend)
         for key, value in given.items():
             if key == _CLIENT:
                 self._take_options(value, backend, clients)
@@ -192,6 +192,8 @@ class _Broker:
         self.config["client"] = options
 
     def _client_names(self, backend: type[Backend]) -> Mapping[str, Any]:
+        if self.client_missing or backend is Backend:
+            return {}
         url = self.config["url"]
         return backend.client_option_names(url if isinstance(url, BrokerURL) else BrokerURL.parse(url))
 

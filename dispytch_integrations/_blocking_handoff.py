@@ -61,15 +61,18 @@ class Handoff:
         """Messages that are neither confirmed nor given up."""
         return self._pending.total()
 
-    def put(self, left: Sequence[LeftMessage]) -> None:
-        """Leave messages; returns at once, unless too many wait."""
-        for each in left:
-            error = self._queue_when_there_is_room(each)
-            if error is not None:
-                self._settle(each, error)
+    def put(self, left: Sequence[LeftMessage]) -> int:
+        """Leave messages; returns at once, unless too many wait. Returns how many were taken: all, unless closed."""
+        for number, each in enumerate(left):
+            try:
+                if not self._queue_when_there_is_room(each):
+                    return number
+            except BrokerUnavailableError as exc:
+                self._tell(each, exc)
+        return len(left)
 
     def close(self) -> None:
-        """End the thread; what is left from now on is given up."""
+        """Take no more messages; the thread ends when it has passed on those that were taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -81,16 +84,16 @@ class Handoff:
         with self._changed:
             return self._changed.wait_for(lambda: not self.pending, timeout)
 
-    def _queue_when_there_is_room(self, left: LeftMessage) -> Exception | None:
+    def _queue_when_there_is_room(self, left: LeftMessage) -> bool:
         alias, timeout = left.outlet.alias, left.outlet.timeout
         bound = self._bound(alias)
         with self._changed:
             if self._pending[alias] >= bound and not self._closed:
                 self._changed.wait_for(lambda: self._pending[alias] < bound or self._closed, timeout)
             if self._closed:
-                return _closed(left)
+                return False
             if self._pending[alias] >= bound:
-                return BrokerUnavailableError(
+                raise BrokerUnavailableError(
                     f"{left.message!r} was not sent: {bound} messages wait for broker {alias!r} already, and none was "
                     f"confirmed within {timeout} s; it is slower than they come, or hangs"
                 )
@@ -102,7 +105,7 @@ class Handoff:
             self._pending[alias] += 1
             # Under the lock: what comes after the end of the thread would stay in the queue for ever.
             self._queue.put(left)
-        return None
+        return True
 
     def _run(self) -> None:
         while True:
@@ -148,13 +151,16 @@ class Handoff:
 
     def _end(self, alias: str, batch: Sequence[LeftMessage], outcomes: Sequence[Exception | None]) -> None:
         for left, error in zip(batch, outcomes, strict=True):
-            try:
-                self._settle(left, error)
-            except Exception:
-                logger.exception("what became of %r could not be told: %r", left.message, error)
+            self._tell(left, error)
         with self._changed:
             self._pending[alias] -= len(batch)
             self._changed.notify_all()
+
+    def _tell(self, left: LeftMessage, error: Exception | None) -> None:
+        try:
+            self._settle(left, error)
+        except Exception:
+            logger.exception("what became of %r could not be told: %r", left.message, error)
 
 
 def _closed(left: LeftMessage) -> NotStartedError:

@@ -37,24 +37,25 @@ class Waiting:
     def hand_over(self) -> None:
         """The transaction is committed: leave the messages to the event loop. Raises nothing."""
         self.done = True
+        waiting, context = self.prepared, self._context
         try:
-            session = connections.reach()
-            # Looked up again: between the call and the commit, settings may have changed, or the process have forked.
-            brokers, context = session.brokers.brokers, self._context
-            session.handoff.put(
-                [
-                    LeftMessage(brokers.get(message.broker, outlet), message, context)
-                    for outlet, message in self.prepared
-                ]
-            )
-            if connections.ending:
-                # Nobody comes after us who would wait for it.
-                session.handoff.flush(session.shutdown_timeout)
+            while waiting:
+                session = connections.reach()
+                # Looked up again: between the call and the commit, settings may have changed, or the process have
+                # forked. Where another thread has closed the session meanwhile, there is a new one.
+                brokers = session.brokers.brokers
+                taken = session.handoff.put(
+                    [LeftMessage(brokers.get(message.broker, outlet), message, context) for outlet, message in waiting]
+                )
+                waiting = waiting[taken:]
+                if connections.ending:
+                    # Nobody comes after us who would wait for it.
+                    session.handoff.flush(session.shutdown_timeout)
         except Exception as exc:
             # It is committed: nothing may become of the request but that it succeeds.
-            for outlet, message in self.prepared:
+            for outlet, message in waiting:
                 # A copy: a receiver of an earlier one may be running in the context itself.
-                self._context.copy().run(tell_after_commit, LeftMessage(outlet, message, self._context), exc)
+                context.copy().run(tell_after_commit, LeftMessage(outlet, message, context), exc)
 
     @property
     def registered(self) -> bool:

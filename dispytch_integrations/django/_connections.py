@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -187,11 +188,16 @@ class Connections:
 
     def _end(self) -> None:
         session = self.session
-        if session is not None:
-            session.handoff.flush(session.shutdown_timeout)
-            self._session = None
-            session.opened.close()
-            session.handoff.close()
+        if session is None:
+            return
+        end = time.monotonic() + session.shutdown_timeout
+        session.handoff.flush(session.shutdown_timeout)
+        # Who comes now finds another session or none. Who has found this one is refused by it, and looks again, or has
+        # left something before the close, which is waited for.
+        self._session = None
+        session.handoff.close()
+        session.handoff.flush(max(end - time.monotonic(), 0.0))
+        session.opened.close()
 
     def end(self) -> None:
         """Flush and close at the exit of the interpreter."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from example_projects.fastapi_orders.demo.visitor import Visitor
+from example_projects.shop_demo.visitor import Visitor
 from tests.support.brokers import Broker, free_port
 
 ROOT = Path(__file__).parent.parent

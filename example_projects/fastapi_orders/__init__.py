@@ -1,5 +1,5 @@
 """A shop that takes orders over HTTP and tells the world about them in events.
 
 Where to look first: `events.py` (what is told), `services.py` (where it is told), `app.py` (how it is connected).
-`live/` shows the events in a page as they come back from the broker; `demo/` is what `make demo` runs.
+`routers/live.py` shows the events in a page as they come back from the broker; `demo.py` is what `make demo` runs.
 """

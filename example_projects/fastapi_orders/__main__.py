@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from example_projects.fastapi_orders.demo.run import main
+from example_projects.fastapi_orders.demo import main
 
 sys.exit(main())

@@ -7,31 +7,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import cast
 
 from fastapi import FastAPI, Request, status
 from fastapi.responses import JSONResponse
 
-from dispytch_integrations.backend import BrokerURL
 from dispytch_integrations.errors import DeliveryError, UnconfirmedError
 from dispytch_integrations.fastapi import emitter_lifespan
-from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.starlette import get_emitter
 from example_projects.fastapi_orders.events import TOPICS
-from example_projects.fastapi_orders.live.consumers import (
-    Consumer,
-    from_kafka,
-    from_memory,
-    from_rabbitmq,
-    from_redis,
-)
-from example_projects.fastapi_orders.live.feed import BrokerState, Feed
-from example_projects.fastapi_orders.live.follow import closed_before_shutdown, following
 from example_projects.fastapi_orders.repository import OrderRepository
 from example_projects.fastapi_orders.routers import cancellations, live, orders
 from example_projects.fastapi_orders.settings import Settings
 from example_projects.fastapi_orders.transports import options_for
+from example_projects.shop_demo.live.follow import live_feed
 
 __all__ = ["create_app"]
 
@@ -43,10 +31,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         # Inside the emitter's lifespan: the broker is connected.
-        app.state.feed = feed = Feed(_state(settings), settings.history)
-        async with following(feed, _consumer(app, settings)):
-            with closed_before_shutdown(feed):
-                yield
+        url, producer = settings.broker_url or "", get_emitter(app).producer
+        async with live_feed(url, TOPICS, producer, history=settings.history) as app.state.feed:
+            yield
 
     app = FastAPI(
         title="Orders",
@@ -68,22 +55,3 @@ async def _not_confirmed(request: Request, exc: Exception) -> JSONResponse:
     if isinstance(exc, UnconfirmedError):
         detail = "The order is kept, but the broker has not confirmed in time that others know of it."
     return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, headers={"Retry-After": "1"})
-
-
-def _state(settings: Settings) -> BrokerState:
-    # str() of a BrokerURL leaves out user, password and options.
-    address = str(BrokerURL.parse(settings.broker_url or ""))
-    return BrokerState(transport=settings.transport, address=address, connected=False)
-
-
-def _consumer(app: FastAPI, settings: Settings) -> Consumer:
-    url = settings.broker_url or ""
-    match settings.transport:
-        case "kafka":
-            return partial(from_kafka, url, TOPICS)
-        case "rabbitmq":
-            return partial(from_rabbitmq, url, TOPICS)
-        case "redis":
-            return partial(from_redis, url, TOPICS)
-        case _:
-            return partial(from_memory, cast("MemoryProducer", get_emitter(app).producer), TOPICS)

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from dispytch_integrations.fastapi import EmitterDep
-from example_projects.fastapi_orders.live.feed import Feed
 from example_projects.fastapi_orders.repository import OrderRepository
 from example_projects.fastapi_orders.services import OrderService
+from example_projects.shop_demo.live.feed import Feed
 
 __all__ = ["FeedDep", "OrderServiceDep", "OrdersDep", "get_feed", "get_order_service", "get_orders"]
 

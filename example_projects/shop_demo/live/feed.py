@@ -13,6 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dispytch_integrations.backend import BrokerURL
+from example_projects.shop_demo.transports import transport_of
+
 __all__ = ["Arrived", "BrokerState", "Feed", "Received"]
 
 _MOST_UNREAD = 1000
@@ -51,6 +54,12 @@ class BrokerState(BaseModel):
     transport: str
     address: str
     connected: bool
+
+    @classmethod
+    def of(cls, url: str) -> BrokerState:
+        """Of the broker with this URL, which is not heard yet."""
+        # str() of a BrokerURL leaves out user, password and options.
+        return cls(transport=transport_of(url), address=str(BrokerURL.parse(url)), connected=False)
 
 
 class Feed:

@@ -10,14 +10,29 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
-from example_projects.fastapi_orders.live.consumers import Consumer
-from example_projects.fastapi_orders.live.feed import Feed
+from dispytch_integrations.producer import Producer
+from example_projects.shop_demo.live.consumers import Consumer, consumer_for
+from example_projects.shop_demo.live.feed import BrokerState, Feed
 
-__all__ = ["closed_before_shutdown", "following"]
+__all__ = ["closed_before_shutdown", "following", "live_feed"]
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def live_feed(
+    url: str, topics: tuple[str, ...], producer: Producer, *, history: int = 100
+) -> AsyncGenerator[Feed, None]:
+    """The feed of what arrives on these topics of the broker at `url`; for the lifespan of an app.
+
+    `producer`: the emitter's, for memory. `history`: how many events a page sees that is opened later.
+    """
+    feed = Feed(BrokerState.of(url), history)
+    async with following(feed, consumer_for(url, topics, producer)):
+        with closed_before_shutdown(feed):
+            yield feed
 
 
 @asynccontextmanager

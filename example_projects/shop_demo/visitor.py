@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Any
@@ -23,11 +23,15 @@ class VisitorError(Exception):
 
 
 class Visitor:
-    """Talks to the app as a browser does: HTTP and server-sent events, nothing else."""
+    """Talks to the app as a browser does: HTTP and server-sent events, nothing else.
 
-    def __init__(self, host: str, port: int) -> None:
+    `follow_ups`: topics on which the shop itself tells something of every order that is not cancelled.
+    """
+
+    def __init__(self, host: str, port: int, follow_ups: Sequence[str] = ()) -> None:
         self._host = host
         self._port = port
+        self._follow_ups = follow_ups
 
     def shop(self, pause: float = 0.25) -> set[tuple[str, int]]:
         """Place three orders and cancel one; return what is to come back: (topic, order number).
@@ -41,6 +45,7 @@ class Visitor:
         self._post(f"/orders/{numbers[-1]}/cancellation", {"reason": "found a nicer one"})
         expected = {("orders.placed", number) for number in numbers}
         expected.add(("orders.cancelled", numbers[-1]))
+        expected.update((topic, number) for topic in self._follow_ups for number in numbers[:-1])
         return expected
 
     def shop_and_watch(self, timeout: float) -> int:

@@ -10,37 +10,63 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import uvicorn
 
 from dispytch_integrations import connect
 from dispytch_integrations.backend import BrokerURL
 from dispytch_integrations.errors import DispytchError
-from example_projects.fastapi_orders.demo.brokers import (
+from example_projects.shop_demo.brokers import (
     BROKERS,
     BrokerMissingError,
     DemoBroker,
     broker_for,
-    transport_of,
+    known_transport,
 )
-from example_projects.fastapi_orders.demo.visitor import Visitor, VisitorError
+from example_projects.shop_demo.visitor import Visitor, VisitorError
 
-__all__ = ["main"]
+__all__ = ["HOST", "Demo", "Directions", "run"]
 
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _CHECK_SECONDS = 60.0
 _NAMES = {"kafka": "Kafka", "rabbitmq": "RabbitMQ", "redis": "Redis", "memory": "Memory"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+Directions = list[tuple[str, str]]
+"""What the terminal shows: a word, and what is to be known of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What differs between the shops."""
+
+    package: str
+    """What `python -m` takes."""
+    app: str
+    """What uvicorn is given, "package.module:name"."""
+    factory: bool = False
+    """Does the name stand for a function that makes the app?"""
+    follow_ups: tuple[str, ...] = ()
+    """Topics on which the shop itself tells something of each order that is not cancelled."""
+    directions: Callable[[str], Directions]
+    """What else there is to see, given the app's address."""
+    prepared: Callable[[DemoBroker], AbstractContextManager[object]] = nullcontext
+    """Entered before the app is imported; its end comes after the server's. DISPYTCH_URL is set."""
+
+
+def run(demo: Demo, arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code: 0, or 1 when something did not go as promised (told on stderr)."""
     try:
-        options = _options(arguments)
+        options = _options(demo, arguments)
         _end_as_on_ctrl_c()
         with broker_for(options.broker, options.url) as broker:
             asyncio.run(_reach(broker))
-            return _serve(broker, options)
+            os.environ["DISPYTCH_URL"] = broker.url  # Read when the app is imported, which the server does.
+            with demo.prepared(broker):
+                return _serve(demo, broker, options)
     except KeyboardInterrupt:
         return 0
     except (BrokerMissingError, DispytchError) as exc:
@@ -48,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(demo: Demo, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what it leaves out comes from the environment: BROKER, URL, CHECK, PORT."""
     environment = os.environ
     parser = argparse.ArgumentParser(
-        prog="python -m example_projects.fastapi_orders", description="Watch typed events travel through a broker."
+        prog=f"python -m {demo.package}", description="Watch typed events travel through a broker."
     )
     parser.add_argument("--broker", choices=BROKERS, default=environment.get("BROKER") or None, help="default: kafka")
     parser.add_argument(
@@ -71,7 +97,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.broker not in (None, *BROKERS):  # Defaults are not checked by argparse.
         parser.error(f"BROKER is one of {', '.join(BROKERS)}, not {options.broker!r}")
     if options.url is not None:
-        named, options.broker = options.broker, transport_of(options.url)
+        named, options.broker = options.broker, known_transport(options.url)
         if named not in (None, options.broker):
             parser.error(f"BROKER={named} does not go with a URL of {options.broker}")
     options.broker = options.broker or "kafka"
@@ -91,14 +117,13 @@ async def _reach(broker: DemoBroker) -> None:
         pass
 
 
-def _serve(broker: DemoBroker, options: argparse.Namespace) -> int:
-    os.environ["DISPYTCH_URL"] = broker.url  # Read when the app is imported, which the server does.
+def _serve(demo: Demo, broker: DemoBroker, options: argparse.Namespace) -> int:
     listener = _listen(options.port)
     port: int = listener.getsockname()[1]
     server = uvicorn.Server(
         uvicorn.Config(
-            "example_projects.fastapi_orders.app:create_app",
-            factory=True,
+            demo.app,
+            factory=demo.factory,
             lifespan="on",
             log_level="warning",
             access_log=False,
@@ -106,7 +131,9 @@ def _serve(broker: DemoBroker, options: argparse.Namespace) -> int:
             timeout_graceful_shutdown=2,
         )
     )
-    guide = _Guide(server, Visitor(_HOST, port), broker, port, check=options.check)
+    address = f"http://{HOST}:{port}"
+    directions = _directions(broker, address, demo.directions(address))
+    guide = _Guide(server, Visitor(HOST, port, demo.follow_ups), broker, directions, check=options.check)
     guide.start()
     try:
         server.run(sockets=[listener])
@@ -121,7 +148,7 @@ def _listen(port: int) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((_HOST, candidate))
+            listener.bind((HOST, candidate))
             listener.listen(128)  # Bound alone, another demo could still take it.
         except OSError:
             listener.close()
@@ -133,12 +160,14 @@ def _listen(port: int) -> socket.socket:
 class _Guide(threading.Thread):
     """Beside the server: tells the way once it serves, and sends the visitor."""
 
-    def __init__(self, server: uvicorn.Server, visitor: Visitor, broker: DemoBroker, port: int, *, check: bool) -> None:
+    def __init__(
+        self, server: uvicorn.Server, visitor: Visitor, broker: DemoBroker, directions: str, *, check: bool
+    ) -> None:
         super().__init__(name="demo guide", daemon=True)
         self._server = server
         self._visitor = visitor
         self._broker = broker
-        self._port = port
+        self._directions = directions
         self._check = check
         self._checked = False
         self._problem: str | None = None
@@ -148,7 +177,7 @@ class _Guide(threading.Thread):
             if self._server.should_exit:
                 return
             time.sleep(0.02)
-        print(_directions(self._broker, self._port), flush=True)
+        print(self._directions, flush=True)
         try:
             if self._check:
                 count = self._visitor.shop_and_watch(_CHECK_SECONDS)
@@ -177,16 +206,14 @@ class _Guide(threading.Thread):
         return 0
 
 
-def _directions(broker: DemoBroker, port: int) -> str:
-    address = f"http://{_HOST}:{port}"
+def _directions(broker: DemoBroker, address: str, others: Directions) -> str:
     name, where = _NAMES[broker.transport], str(BrokerURL.parse(broker.url))
     order = '{"customer": "Ada", "product": "Stoneware mug"}'
     lines = [
         ("Open", f"{address}/"),
         ("Broker", f"{name}, {where}" + (f" ({broker.told})" if broker.told else "")),
         ("Order", f"curl {address}/orders --json '{order}'"),
-        ("Cancel", f"curl -X POST {address}/orders/1001/cancellation"),
-        ("API", f"{address}/docs"),
+        *others,
         ("End", "Ctrl-C"),
     ]
     return "\n" + "\n".join(f"  {what:<8} {text}" for what, text in lines) + "\n"

@@ -12,10 +12,9 @@ import pytest
 from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
 from dispytch_integrations.redis import RedisStreamEventRoute
-from example_projects.fastapi_orders.live.feed import Arrived, BrokerState, Feed, Received
-from example_projects.fastapi_orders.live.follow import following
-from example_projects.fastapi_orders.settings import Settings
-from example_projects.fastapi_orders.transports import route_for
+from example_projects.shop_demo.live.feed import Arrived, BrokerState, Feed, Received
+from example_projects.shop_demo.live.follow import following
+from example_projects.shop_demo.transports import route_for, transport_of
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ async def test_a_body_that_is_no_json_is_shown_all_the_same(feed: Feed) -> None:
 
 async def test_a_consumer_that_broke_is_opened_again(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker's restart is shown on the page, and is not its end."""
-    monkeypatch.setattr("example_projects.fastapi_orders.live.follow._RETRY_SECONDS", 0)
+    monkeypatch.setattr("example_projects.shop_demo.live.follow._RETRY_SECONDS", 0)
     opened = 0
 
     @asynccontextmanager
@@ -158,4 +157,4 @@ async def test_a_broker_that_is_not_there_fails_the_start(feed: Feed) -> None:
 )
 def test_each_broker_has_its_route(url: str, route: object) -> None:
     """The example runs on every broker with the same events."""
-    assert route_for(Settings(broker_url=url).transport, KafkaEventRoute(topic="orders.placed")) == route
+    assert route_for(transport_of(url), KafkaEventRoute(topic="orders.placed")) == route

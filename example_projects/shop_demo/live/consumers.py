@@ -10,18 +10,33 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
 from dispytch_integrations.backend import BrokerURL
 from dispytch_integrations.memory import MemoryProducer
-from example_projects.fastapi_orders.live.feed import Received
-from example_projects.fastapi_orders.transports import EXCHANGE
+from dispytch_integrations.producer import Producer
+from example_projects.shop_demo.live.feed import Received
+from example_projects.shop_demo.transports import EXCHANGE, transport_of
 
-__all__ = ["Consumer", "from_kafka", "from_memory", "from_rabbitmq", "from_redis"]
+__all__ = ["Consumer", "consumer_for", "from_kafka", "from_memory", "from_rabbitmq", "from_redis"]
 
 Consumer = Callable[[], AbstractAsyncContextManager[AsyncIterator[Received]]]
 """Opens a connection of its own; entered again when that one broke."""
+
+
+def consumer_for(url: str, topics: tuple[str, ...], producer: Producer) -> Consumer:
+    """The consumer for the broker of this URL. `producer`: the emitter's, which is all there is to hear on memory."""
+    match transport_of(url):
+        case "kafka":
+            return partial(from_kafka, url, topics)
+        case "rabbitmq":
+            return partial(from_rabbitmq, url, topics)
+        case "redis":
+            return partial(from_redis, url, topics)
+        case _:
+            return partial(from_memory, cast("MemoryProducer", producer), topics)
 
 
 @asynccontextmanager

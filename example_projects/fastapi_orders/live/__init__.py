@@ -1,1 +1,0 @@
-"""The live page's other half: a consumer per broker, and the feed that hands what it receives to open pages."""

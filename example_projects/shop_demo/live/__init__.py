@@ -1,0 +1,1 @@
+"""The live page: a consumer per broker, the feed that hands what it receives to open pages, and the page itself."""

@@ -1,0 +1,1 @@
+"""What both examples show is tested here; that they show it, by each."""

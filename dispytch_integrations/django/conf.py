@@ -210,7 +210,8 @@ class _Broker:
             if not isinstance(value, (list, tuple)):
                 self._wrong("E003", f"{self.where}['HOOKS'] is a {type(value).__name__}; it must be a list.")
                 return
-            value = [self._instance(key, each) for each in cast("list[Any]", value)]
+            instances = [self._instance(key, each) for each in cast("list[Any]", value)]
+            value = [each for each in instances if each is not _MISSING]
         elif name == "serializer":
             value = self._instance(key, value)
         elif name == "on_timeout" and value not in ("raise", "log"):
@@ -230,7 +231,11 @@ class _Broker:
     def _instance(self, key: str, value: Any) -> Any:
         """Hooks and serializers are named by their class as well."""
         found = self._object(key, value)
-        return found() if isinstance(found, type) else found
+        try:
+            return found() if isinstance(found, type) else found
+        except MissingExtraError as exc:  # MessagePack's
+            self._wrong("E004", f"{self.where}[{key.upper()!r}]: {exc}")
+            return _MISSING
 
     def _load(self) -> None:
         try:

@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -18,6 +19,8 @@ __all__ = ["ROOT", "Server", "Shop", "serving"]
 
 ROOT = Path(__file__).parent.parent.parent
 """What `tests` is imported from."""
+
+_T = TypeVar("_T")
 
 
 class Server:
@@ -30,6 +33,24 @@ class Server:
 
     def output(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def threads(self) -> int:
+        """How many threads the process has (those of its children apart). Linux alone tells."""
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    def connections_to(self, port: int) -> int:
+        """How many connections to `port` the process has open (those of its children apart). Linux alone tells."""
+        # Local address, remote address, state, ..., inode; addresses and ports in hexadecimal, 01 is established.
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        there = {f"socket:[{row[9]}]" for row in rows if int(row[2].rpartition(":")[2], 16) == port}
+        return sum(os.readlink(file) in there for file in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    async def wait_for_output(self, text: str) -> None:
+        """Wait until it has printed `text`."""
+        async with asyncio.timeout(20):
+            while text not in self.output():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         """A signal to the parent alone, as an init system or a container runtime sends SIGTERM."""
@@ -92,14 +113,12 @@ class Shop:
 
     async def place_first(self, way: str) -> None:
         """Place an order as soon as the server answers."""
-        while True:
-            try:
-                await self.place(way)
-                return
-            except OSError:
-                if self._server.process.returncode is not None:
-                    pytest.fail(f"the server ended:\n{self._server.output()}")
-                await asyncio.sleep(0.05)
+        await self._as_soon_as_it_answers(lambda: self.place(way))
+
+    async def get_first(self, path: str) -> bytes:
+        """Get a page as soon as the server answers; return its body."""
+        _, body = await self._as_soon_as_it_answers(lambda: self.request("GET", path))
+        return body
 
     async def place_until_closed(self, way: str) -> None:
         """Place orders until the server is gone."""
@@ -113,6 +132,15 @@ class Shop:
         """Wait until so many orders have been placed."""
         async with self._grown:
             await asyncio.wait_for(self._grown.wait_for(lambda: len(self.placed) >= number), 30)
+
+    async def _as_soon_as_it_answers(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        while True:
+            try:
+                return await ask()
+            except OSError:
+                if self._server.process.returncode is not None:
+                    pytest.fail(f"the server ended:\n{self._server.output()}")
+                await asyncio.sleep(0.05)
 
     async def request(self, method: str, path: str) -> tuple[int, bytes]:
         """Status and body. By hand: httpx takes ten times as long, and the load is to be on the server."""

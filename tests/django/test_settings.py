@@ -278,6 +278,12 @@ def test_a_mistake_is_told_once_with_what_to_write(broker: Any, id: str, expecte
     assert expected in text
 
 
+def test_a_value_that_may_be_of_several_kinds_is_told_under_its_key() -> None:
+    """What pydantic calls the branches of a union is no name that stands in the settings."""
+    found = problems({"URL": "memory://", "ON_TIMEOUT": 3})
+    assert [text.partition(": ")[0] for _, text in found] == ["DISPYTCH['default']['ON_TIMEOUT']"] * 2
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

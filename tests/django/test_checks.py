@@ -240,6 +240,8 @@ def test_events_are_not_judged_by_brokers_that_are_not_known(settings: Settings)
 
     settings.DISPYTCH = {"default": "redis://h", "events": "kafak://h"}
     assert [message.id for message in found(Sent)] == ["dispytch.E003"]
+    settings.DISPYTCH = {}
+    assert [message.id for message in found(Sent)] == ["dispytch.E001"]
     settings.DISPYTCH = {"default": "redis://h", "events": {"URL": lambda: "kafka://h"}}
     assert found(Sent) == []
 
@@ -279,11 +281,17 @@ def view(request: Any) -> HttpResponse:
     [
         lambda: EmitterMiddleware(view),
         get_wsgi_application,
-        get_asgi_application,
+        lambda: _without_middleware(get_asgi_application),
         lambda: Client().get("/process"),
         lambda: emit(_an_event()),
     ],
-    ids=["the middleware", "WSGI with the middleware", "our ASGI application", "a request", "the first emit"],
+    ids=[
+        "the middleware",
+        "WSGI with the middleware",
+        "our ASGI application without it",
+        "a request",
+        "the first emit",
+    ],
 )
 def test_servers_raise_what_the_checks_say(start: Callable[[], object], settings: Settings) -> None:
     """gunicorn and uvicorn run no system checks: the app must not start, and lose events, with a wrong setting."""
@@ -294,6 +302,11 @@ def test_servers_raise_what_the_checks_say(start: Callable[[], object], settings
         start()
     assert len(caught.value.problems) == 3
     assert all(text.startswith(message) for text, message in zip(caught.value.problems, expected, strict=True))
+
+
+def _without_middleware(start: Callable[[], object]) -> None:
+    with override_settings(MIDDLEWARE=[]):
+        start()
 
 
 def _an_event() -> EventBase:

@@ -44,9 +44,9 @@ from dispytch_integrations.errors import (
     WrongLoopError,
 )
 from dispytch_integrations.hooks import Hook
-from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
 from dispytch_integrations.serialization import JSONSerializer
+from tests.django.brokers import broker_at, sent
 from tests.support.arrivals import (
     SECONDS,
     Arrivals,
@@ -61,17 +61,9 @@ from tests.support.brokers import Redis
 # -- brokers -------------------------------------------------------------------------------------------------------
 
 
-def broker_at(url: str, **settings: Any) -> override_settings:
-    """DISPYTCH with one broker; keys that are not given keep their defaults."""
-    return override_settings(DISPYTCH={"default": {"URL": url, **settings}})
-
-
-def sent() -> list[int]:
+def numbers() -> list[int]:
     """The numbers of the events that the broker memory:// has got."""
-    assert connections.session is not None
-    producer = connections.session.brokers.producers["default"]
-    assert isinstance(producer, MemoryProducer)
-    return [message.event.number for message in producer.sent if isinstance(message.event, Placed)]
+    return [message.event.number for message in sent() if isinstance(message.event, Placed)]
 
 
 @pytest.fixture(params=["redis", "kafka", "rabbitmq"])
@@ -181,7 +173,7 @@ def test_an_emitter_of_an_alias_sends_everything_there(place: RedisArrivals, uni
         audit.emit_on_commit(place.placed(3))
         assert flush_events()
         emit(place.placed(4))
-        assert sent() == [4]
+        assert numbers() == [4]
         assert audit.ping() == {"audit": None}
         with pytest.raises(RouteError, match=r"no broker 'adit' \(did you mean 'audit'"):
             get_emitter("adit").emit(place.placed(5))
@@ -212,7 +204,7 @@ async def test_sync_emits_in_a_running_loop_name_the_async_ones() -> None:
         with pytest.raises(WrongLoopError, match=rf"^{name}\(\) was called .* `await a{name}\("):
             call()
     await aemit(event)
-    assert sent() == [0], "nothing of the others was sent"
+    assert numbers() == [0], "nothing of the others was sent"
 
 
 @override_settings(ROOT_URLCONF=__name__)
@@ -233,7 +225,7 @@ async def test_sync_emits_work_in_the_threads_of_async_code() -> None:
     """sync_to_async and to_thread are how async views call sync code."""
     await sync_to_async(emit)(Placed(place="here", number=1))
     await asyncio.to_thread(emit, Placed(place="here", number=2))
-    assert sent() == [1, 2]
+    assert numbers() == [1, 2]
 
 
 @broker_at("memory://")
@@ -265,7 +257,7 @@ def test_mistakes_are_raised_where_they_are_made() -> None:
             async_to_sync(aemit)(thing)  # type: ignore[arg-type]
     emit_many([])
     async_to_sync(aemit_many)([])
-    assert sent() == []
+    assert numbers() == []
 
 
 def test_wrong_settings_are_told_by_the_first_emit() -> None:
@@ -278,7 +270,7 @@ def test_wrong_settings_are_told_by_the_first_emit() -> None:
             assert "TIMEOUT" in str(caught.value)
     with broker_at("memory://"):
         emit(Placed(place="here", number=1))
-        assert sent() == [1]
+        assert numbers() == [1]
 
 
 def test_each_event_of_many_has_its_own_outcome(rabbitmq_url: str, unique: str) -> None:
@@ -331,10 +323,7 @@ async def test_hooks_run_in_the_callers_context() -> None:
     await asyncio.to_thread(flush_events)
     tenant.set("thread")
     await asyncio.to_thread(emit, Placed(place="here"))
-    assert connections.session is not None
-    producer = connections.session.brokers.producers["default"]
-    assert isinstance(producer, MemoryProducer)
-    assert [message.headers["tenant"] for message in producer.sent] == ["async", "async", "async", "thread"]
+    assert [message.headers["tenant"] for message in sent()] == ["async", "async", "async", "thread"]
 
 
 @pytest.mark.parametrize(
@@ -358,7 +347,7 @@ def test_what_fails_before_the_send_is_the_callers_error(
         emit_on_commit(Placed(place="here", number=1))
         assert flush_events()
         emit(Placed(place="here", number=2))
-        assert sent() == [1, 2]
+        assert numbers() == [1, 2]
 
 
 # -- one start, one connection -------------------------------------------------------------------------------------
@@ -625,8 +614,8 @@ async def test_a_cancelled_aemit_ends_at_once_and_hurts_nobody(own_redis: Callab
         await emitting[1]
         await aemit(arrivals.placed(3))
         assert default.in_flight == 0
-    numbers = await asyncio.to_thread(arrivals.numbers, 3)
-    assert [number for number in numbers if number != 1] == [0, 2, 3], "what was cut off may have been delivered"
+    arrived = await asyncio.to_thread(arrivals.numbers, 3)
+    assert [number for number in arrived if number != 1] == [0, 2, 3], "what was cut off may have been delivered"
     arrivals.close()
 
 

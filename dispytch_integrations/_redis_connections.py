@@ -107,6 +107,10 @@ class Credentials(CredentialProvider):
         password = self.last or ""
         return (password,) if self._username is None else (self._username, password)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """The same; the client's own version logs a warning for each connection."""
+        return self.get_credentials()
+
 
 def connections_of(client: object, answered: Answered) -> Direct:
     """The connections of a user's client. Raises ConfigurationError for anything else than that."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         check = commands.add_parser(
             "check", help="Connect to each broker and say what is wrong; exit code 1 if any is."
         )
-        check.add_argument("--timeout", type=float, default=5.0, help="Seconds for each broker (default: 5).")
+        check.add_argument("--timeout", type=_seconds, default=5.0, help="Seconds for each broker (default: 5).")
         check.add_argument("--json", action="store_true", help="Print JSON.")
         emit = commands.add_parser("emit", help="Emit one event: its class and its fields as JSON.")
         emit.add_argument("event", help="The class, as app.events.OrderPlaced, or its event type.")
@@ -144,7 +144,9 @@ class Command(BaseCommand):
         try:
             imported = import_string(name)
         except ImportError:
-            hint = nearest(name, [*by_name, *(event_type(cls) for cls in classes)])
+            hint = nearest(
+                name, [*by_name, *(event_type(cls) for cls in classes), *(cls.__qualname__ for cls in classes)]
+            )
             raise CommandError(f"There is no event {name!r}{hint}; `manage.py dispytch events` lists them.") from None
         if not (isinstance(imported, type) and issubclass(imported, EventBase)):
             raise CommandError(f"{name} is no event class; derive it from EventBase.")
@@ -200,6 +202,16 @@ class Command(BaseCommand):
         for name, value in facts.items():
             if value is not None:
                 self.stdout.write(f"  {name.ljust(width)}  {value}")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

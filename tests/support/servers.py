@@ -49,7 +49,7 @@ class Server:
     async def wait_for_output(self, text: str) -> None:
         """Wait until it has printed `text`."""
         async with asyncio.timeout(20):
-            while text not in self.output():  # noqa: ASYNC110
+            while text not in self.output():
                 await asyncio.sleep(0.05)
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:

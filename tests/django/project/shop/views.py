@@ -40,4 +40,6 @@ async def acommit_view(request: HttpRequest, number: int) -> HttpResponse:
 
 def process_view(request: HttpRequest) -> JsonResponse:
     """What this worker is: for tests of servers."""
-    return JsonResponse({"pid": os.getpid(), "threads": sorted(thread.name for thread in threading.enumerate())})
+    page = JsonResponse({"pid": os.getpid(), "threads": sorted(thread.name for thread in threading.enumerate())})
+    page["Content-Length"] = len(page.content)  # Else some servers send it in chunks.
+    return page

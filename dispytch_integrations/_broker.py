@@ -100,21 +100,23 @@ class Broker(Outlet):
                 async with asyncio.timeout(attempt):
                     await self.backend.start()
             except ConfigurationError as exc:
-                self._failed("stopped" if limit is not None else "down", exc)
+                self._failed("stopped" if limit is not None else "down", self._tell(exc))
                 raise
             except Exception as exc:
                 error = exc
             else:
                 self._change("up")
                 return
-            if end is not None and loop.time() + delay >= end:
-                self._failed("down", error)
-                raise BrokerUnavailableError(f"{self.backend.address} {self._tell(error)}") from error
+            told = self._tell(error, attempt)
+            pause = delay * random.uniform(0.75, 1.25)
+            if end is not None and loop.time() + pause >= end:
+                self._failed("down", told)
+                raise BrokerUnavailableError(f"{self.backend.address} {told}") from error
             if end is None and loop.time() >= patient_until:
-                self._failed("down", error)
+                self._failed("down", told)
             else:
-                self.last_error = self._tell(error)
-            await asyncio.sleep(delay * random.uniform(0.75, 1.25))
+                self.last_error = told
+            await asyncio.sleep(pause)
             delay = min(delay * 2, _LONGEST_DELAY)
 
     # -- delivering ----------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ class Broker(Outlet):
                 except Exception as exc:
                     if self._up:
                         logger.warning("broker %r (%s) is down: %s", self.alias, self.backend.address, self._tell(exc))
-                    self._failed("down", exc)
+                    self._failed("down", self._tell(exc))
                 else:
                     if not self._up:
                         logger.info("broker %r (%s) is up again", self.alias, self.backend.address)
@@ -284,8 +286,8 @@ class Broker(Outlet):
         if self._on_change is not None:
             self._on_change(self)
 
-    def _failed(self, state: State, error: BaseException) -> None:
-        self.last_error = self._tell(error)
+    def _failed(self, state: State, told: str) -> None:
+        self.last_error = told
         if self.state != state:
             self._change(state)
 
@@ -293,7 +295,7 @@ class Broker(Outlet):
         """What an error says, without secrets."""
         if isinstance(error, TimeoutError) and not isinstance(error, DispytchError):
             limit = timeout if timeout is not None else self.timeout
-            return f"did not answer within {limit} s" if limit is not None else "did not answer in time"
+            return f"did not answer within {limit:.3g} s" if limit is not None else "did not answer in time"
         text = str(error) or type(error).__name__
         return scrub(text, self.backend.secrets)
 

@@ -106,5 +106,6 @@ def _missing_on_app(app: object, name: str) -> NotStartedError:
         return NotStartedError(f"the app has no emitter {name!r}, but {known}: get_emitter(app, name) takes the name")
     return NotStartedError(
         f"the app has no emitter {name!r}: emitter_lifespan and EmitterMiddleware give it one between its startup and "
-        f"its shutdown, which has not happened, or is over; a hand-written lifespan keeps its own as app.state.{name}"
+        f"its shutdown, which has not happened, or is over; a mounted app has none, but get_emitter(request) "
+        f"finds the outermost app's; a hand-written lifespan keeps its own as app.state.{name}"
     )

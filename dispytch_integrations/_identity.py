@@ -25,7 +25,10 @@ def event_id(event: EventBase) -> str:
         return cast("str", _id_slot(event))
     except AttributeError:
         made = uuid7()
-        object.__setattr__(event, "_dispytch_event_id", made)
+        try:
+            object.__setattr__(event, "_dispytch_event_id", made)
+        except AttributeError:
+            raise TypeError(f"a {type(event).__name__} is not an event; events derive from EventBase") from None
         return made
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutinefunction
 from typing import Any, Literal
 
 from dispytch_integrations._prepare import MessageSettings, Prepare, compile_prepare
-from dispytch_integrations.errors import RouteError
+from dispytch_integrations.errors import ConfigurationError, RouteError
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
@@ -38,6 +39,7 @@ class Outlet:
         hooks: Sequence[Hook] = (),
         on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
     ) -> None:
+        _check_parts(producer, serializer, hooks)
         self.alias = alias
         self.producer = producer
         self.timeout = timeout
@@ -67,10 +69,9 @@ class Outlet:
         """A function that makes messages from events of `cls`. Raises RouteError when they cannot go here."""
         if not self.takes(cls):
             taken = " or ".join(route.__name__ for route in self.producer.routes)
-            raise RouteError(
-                f"{cls.__qualname__} has a {type(cls.__route__).__name__}, "
-                f"but {type(self.producer).__name__} takes a {taken}"
-            )
+            name = type(self.producer).__name__
+            who = f"broker {self.alias!r}" if name.startswith("_") else name
+            raise RouteError(f"{cls.__qualname__} has a {type(cls.__route__).__name__}, but {who} takes a {taken}")
         return compile_prepare(cls, self.settings)
 
     async def deliver(self, messages: Sequence[Message]) -> list[Exception | None]:
@@ -95,8 +96,37 @@ def _log_timeout(event: EventBase) -> None:
     logger.warning("%s was not confirmed in time; it may have been delivered", type(event).__qualname__)
 
 
-def _overrides(hook: Hook, name: str) -> bool:
-    return getattr(type(hook), name, None) is not getattr(Hook, name)
+_MOMENTS = ("before_send", "sent", "failed")
+
+
+def _check_parts(producer: object, serializer: object, hooks: Sequence[object]) -> None:
+    """Raise ConfigurationError for what cannot work, each with what to write."""
+    if not isinstance(producer, Producer):
+        given = f"the class {producer.__name__}" if isinstance(producer, type) else f"a {type(producer).__name__}"
+        raise ConfigurationError(
+            f"an EventEmitter sends through a Producer, not through {given}; write "
+            f"EventEmitter(KafkaProducer(client)), or `async with connect('kafka://...') as emitter:`"
+        )
+    if serializer is not None and (isinstance(serializer, type) or not hasattr(serializer, "serialize")):
+        raise ConfigurationError("the serializer is an object with `serialize`, such as MessagePackSerializer()")
+    for hook in hooks:
+        if isinstance(hook, type):
+            raise ConfigurationError(f"a hook is an object, not the class {hook.__name__}; write {hook.__name__}()")
+        moments = [moment for moment in _MOMENTS if callable(getattr(hook, moment, None))]
+        if not moments:
+            raise ConfigurationError(
+                f"a hook has before_send, sent or failed, and a {type(hook).__name__} has none of them; "
+                f"derive it from Hook"
+            )
+        for moment in moments:
+            if iscoroutinefunction(getattr(hook, moment)):
+                raise ConfigurationError(
+                    f"{type(hook).__name__}.{moment} is a coroutine function, and nobody would await it; write `def`"
+                )
+
+
+def _overrides(hook: object, name: str) -> bool:
+    return callable(getattr(hook, name, None)) and getattr(type(hook), name, None) is not getattr(Hook, name)
 
 
 def _guarded(callback: Callable[..., None], *args: object) -> None:

@@ -60,6 +60,9 @@ def compile_prepare(cls: type[EventBase], settings: MessageSettings) -> Prepare:
     encode_properties, before_send, wants_route = route.encode_properties, settings.before_send, settings.wants_route
     identity = headers.identity
     fixed_route = None if address.dynamic else address.filled_route(None)
+    tombstone = cls.__tombstone__
+    if tombstone and wants_route:
+        raise RouteError(f"{cls.__qualname__}.__tombstone__: a producer that implements send() gets no null payload")
 
     def prepare(event: EventBase, given: Mapping[str, Any] | None) -> Message:
         if fixed_destination is not None:
@@ -81,11 +84,15 @@ def compile_prepare(cls: type[EventBase], settings: MessageSettings) -> Prepare:
             headers.add(made, config.fill_headers(event))
         if given:
             headers.add(made, given)
+        if tombstone and not key:
+            raise RouteError(
+                f"{cls.__qualname__}.__tombstone__ deletes a key, and this event has none: its value is "
+                f"{'None' if key is None else 'empty'}"
+            )
         message = Message(id_, type_, alias, destination, key, made, properties, None, content_type, event)
         if wants_route:
             message.route = fixed_route or address.filled_route(event)
-            if config.present:
-                message.config = config.filled(event)
+            message.config = config.handed_over(event, made, key)
         message.payload = serialize(event, message)
         for hook in before_send:
             hook(message)
@@ -169,6 +176,8 @@ class _Config:
     def __init__(self, cls: type[EventBase], route: EventRoute) -> None:
         self._config = cls.__backend_config__
         self.present = self._config is not None
+        self._type: type[BackendConfig] = route.config_type if self._config is None else type(self._config)
+        self._owner = cls.__qualname__
         self.fill_headers: Filler | None = None
         self._constants: dict[str, Any] = {}
         self._fillers: dict[str, Filler] = {}
@@ -192,13 +201,24 @@ class _Config:
             if value is not None:
                 properties[field] = value
 
-    def filled(self, event: EventBase) -> BackendConfig | None:
-        """The configuration as a user's producer gets it."""
-        if self._config is None:
-            return None
+    def handed_over(self, event: EventBase, headers: dict[str, Any], key: str | None) -> BackendConfig | None:
+        """The configuration as a user's producer gets it, with what else there is only room for there.
+
+        Raises HeaderError for headers that the configuration has no field for.
+        """
         update = {field: fill(event) for field, fill in self._fillers.items()}
-        if self.fill_headers is not None:
-            update["headers"] = self.fill_headers(event)
+        known = self._type.model_fields
+        if headers:
+            if "headers" not in known:
+                raise HeaderError(
+                    f"{self._owner}: headers cannot be handed over, since {self._type.__name__} has no field for them; "
+                    f"let the producer implement deliver(), or give its route a config_type with `headers`"
+                )
+            update["headers"] = headers
+        if key is not None and "partition_key" in known and getattr(self._config, "partition_key", None) is None:
+            update["partition_key"] = key
+        if self._config is None:
+            return self._type.model_construct(**update) if update else None
         return self._config.model_copy(update=update) if update else self._config
 
 
@@ -244,13 +264,15 @@ class _Headers:
             raise HeaderError(
                 f"{self._name}: a {type(self._route).__name__} carries no headers; put the values into the event"
             )
+        if not isinstance(given, Mapping):
+            raise HeaderError(f"{self._name}: headers are a dict of names and values, not a {type(given).__name__}")
         for name, value in given.items():
             self._check_name(name)
             if value is None:
                 continue
             try:
                 encoded = self._route.encode_header(value)
-            except TypeError as exc:
+            except (TypeError, ValueError) as exc:
                 raise HeaderError(f"{self._name}: the header {name!r} cannot be sent: {exc}") from exc
             if isinstance(encoded, str) and _UNSAFE_IN_HEADERS.search(encoded):
                 raise HeaderError(f"{self._name}: the header {name!r} holds a control character; clean the value")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
 from difflib import get_close_matches
 from enum import Enum
 from inspect import isroutine
 from operator import attrgetter
 from string import Formatter
-from typing import Any, cast, get_args
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from dispytch_integrations.errors import RouteError
 
@@ -198,7 +202,8 @@ def _check_path(part: _Part, event_type: type[BaseModel], owner: str) -> None:
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     """The one model in an annotation such as `User | None`; None where it cannot be told."""
-    candidates = get_args(annotation) or (annotation,)
+    # Of list[User] or dict[str, User] what lies below is one of many, which only the value has.
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     models = [arg for arg in candidates if arg is not type(None)]
     if len(models) == 1 and isinstance(models[0], type) and issubclass(models[0], BaseModel):
         return models[0]
@@ -272,10 +277,30 @@ def compile_text(template: Template, what: str) -> Filler:
             value = get(event)
             if value.__class__ is str and plain and search(value) is None:
                 return value  # The usual key, without a look at what else it could be.
-            return None if value is None else fill_part(only, event)
+            if value is None:
+                return None
+            if not plain or value.__class__ is str:
+                return fill_part(only, event)
+            return _plain_text(value)
 
         return fill_only
     return _assemble(template, fill_part)
+
+
+def _plain_text(value: Any) -> str:
+    """A value that is a key or header by itself, as text: as JSON has it, equal for equal dicts, dates in ISO 8601."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (date, datetime)):
+        return value.isoformat()
+    if isinstance(value, (BaseModel, Mapping, list, tuple)):
+        return json.dumps(to_jsonable_python(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return str(value)
 
 
 def compile_key(text: str, event_type: type[BaseModel], owner: str) -> Filler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
 from dispytch_integrations.producer import Producer
 
 __all__ = ["Backend", "BrokerOptions", "BrokerURL", "Secret", "read_secret", "scrub"]
@@ -98,6 +98,11 @@ class BrokerURL:
                 "or password, and %40 for any other @"
             )
         credentials, at, hosts = match["authority"].rpartition("@")
+        if "@" in credentials and "," in credentials:
+            raise ConfigurationError(
+                "a broker's URL has a user and password for each host; write one for all, in front: "
+                "scheme://user:password@host1,host2 (and %40 for @, %2C for , in a user or password)"
+            )
         username, colon, password = credentials.partition(":")
         try:
             query = dict(parse_qsl(match["query"] or "", keep_blank_values=True, strict_parsing=bool(match["query"])))
@@ -137,14 +142,29 @@ def _host(text: str) -> tuple[str, int | None]:
 def read_secret(value: Secret) -> str:
     """The secret itself: a file is read (its last newline does not count), a function called.
 
-    Raises ConfigurationError when the file cannot be read.
+    Raises ConfigurationError when the file cannot be read, or the function gives no str; BrokerUnavailableError, which
+    is tried again, when the function raises.
     """
     if isinstance(value, Path):
         try:
             return value.read_text().rstrip("\r\n")
         except OSError as exc:
             raise ConfigurationError(f"the secret's file {value} cannot be read: {exc.strerror}") from exc
-    return value() if callable(value) else value
+    if not callable(value):
+        return value
+    name = getattr(value, "__qualname__", type(value).__name__)
+    try:
+        secret = value()
+    except Exception as exc:
+        # Without the cause's text: it may repeat the secret.
+        raise BrokerUnavailableError(
+            f"the secret's function {name} raised {type(exc).__name__}; it is chained"
+        ) from exc
+    if not isinstance(secret, str):
+        if isinstance(secret, Coroutine):
+            secret.close()
+        raise ConfigurationError(f"the secret's function {name} gave a {type(secret).__name__}; it must return a str")
+    return secret
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from dispytch_integrations._outlet import OnTimeout
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import (
+    BrokerUnavailableError,
     ConfigurationError,
     DispytchError,
     NotStartedError,
@@ -30,6 +31,9 @@ from dispytch_integrations.settings import Config, load_brokers
 __all__ = ["Brokers", "connect"]
 
 logger = logging.getLogger(__name__)
+
+_OTHERS = 0.5
+"""Seconds that a start whose settings are wrong waits for the other brokers' mistakes."""
 
 _parents_brokers: list[Mapping[str, Broker]] = []
 """What a fork has copied into this process. Kept: a connection that is collected here would take the parent's socket
@@ -49,6 +53,7 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         self._brokers: dict[str, Broker] = {}
         self._users = 0
         self._starting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._emitters: dict[str, EventEmitter] = {}
         self.on_change: Callable[[Broker], None] | None = None
         """Called on the event loop with each broker whose `state` has changed; set it before the start."""
@@ -68,24 +73,22 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         was not reached: those that were are closed again.
         """
         self._leave_dead_loop()
+        while self._closing is not None:
+            await self._closed_here(self._closing)
         self._users += 1
         if self._starting is None:
             self._starting = asyncio.create_task(self._start(wait), name="dispytch start")
         starting = self._starting
         if starting.get_loop() is not asyncio.get_running_loop():
             self._users -= 1
-            raise WrongLoopError(
-                "these brokers are open on another event loop; stop them there first, or connect() anew on this one"
-            )
+            raise _elsewhere()
         try:
             # Shielded: one user who gives up does not end the start for the others.
             await asyncio.shield(starting)
         except BaseException:
             self._users -= 1
             if self._users == 0:
-                self._starting = None
-                await _finished(starting)
-                await self._stop()
+                await self._close()
             raise
 
     async def stop(self) -> None:
@@ -97,10 +100,25 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
             return
         self._users -= 1
         if self._users == 0:
-            starting, self._starting = self._starting, None
+            await self._close()
+
+    async def _close(self) -> None:
+        """End a start that still runs, and stop what it has started; a start that comes meanwhile waits for the end."""
+        starting, self._starting = self._starting, None
+        closing = self._closing = asyncio.get_running_loop().create_future()
+        try:
             if starting is not None:
                 await _finished(starting)
             await self._stop()
+        finally:
+            self._closing = None
+            if not closing.done():
+                closing.set_result(None)
+
+    async def _closed_here(self, closing: asyncio.Future[None]) -> None:
+        if closing.get_loop() is not asyncio.get_running_loop():
+            raise _elsewhere()
+        await asyncio.wait({closing})
 
     async def __aenter__(self) -> EventEmitter:
         await self.start()
@@ -135,15 +153,10 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
                 tasks[broker] = broker.begin(None, patience=patience)
                 tasks[broker].add_done_callback(_log_failure)
         try:
-            outcomes = await asyncio.gather(*(tasks[broker] for broker in required), return_exceptions=True)
+            failures = await _failures({broker: tasks[broker] for broker in required})
         except asyncio.CancelledError:
             await self._stop()
             raise
-        failures = [
-            (broker, error)
-            for broker, error in zip(required, outcomes, strict=True)
-            if isinstance(error, BaseException)
-        ]
         if failures:
             await self._stop()
             raise _startup_error(failures)
@@ -159,7 +172,7 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
             for broker in self._brokers.values():
                 broker.abandon()
             self._users = 0
-            self._starting = None
+            self._starting = self._closing = None
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -320,15 +333,52 @@ def connect(
     return Brokers(config, {**ours, **options})
 
 
+def _elsewhere() -> WrongLoopError:
+    return WrongLoopError(
+        "these brokers are open on another event loop; stop them there first, or connect() anew on this one"
+    )
+
+
 def _names(brokers: Mapping[str, Broker]) -> str:
     return " and ".join(repr(name) for name in brokers)
+
+
+async def _failures(starting: Mapping[Broker, asyncio.Task[None]]) -> list[tuple[Broker, BaseException]]:
+    """Wait for all brokers, or until one has a mistake in its settings; what failed, and what was still tried then."""
+    pending, wrong = set(starting.values()), False
+    while pending:
+        # The others get a moment, so that their mistakes are told as well.
+        done, pending = await asyncio.wait(
+            pending, timeout=_OTHERS if wrong else None, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            break
+        wrong = wrong or any(isinstance(_error_of(task), ConfigurationError) for task in done)
+    failures: list[tuple[Broker, BaseException]] = []
+    for broker, task in starting.items():
+        error = _error_of(task)
+        if error is None and task in pending:
+            error = BrokerUnavailableError(
+                f"{broker.backend.address} was not reached yet: {broker.last_error or '...'}"
+            )
+        if error is not None:
+            failures.append((broker, error))
+    return failures
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    if not task.done():
+        return None
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 def _startup_error(failures: Sequence[tuple[Broker, BaseException]]) -> BaseException:
     wrong = [(broker, error) for broker, error in failures if isinstance(error, ConfigurationError)]
     if wrong:
+        others = [(broker, error) for broker, error in failures if not isinstance(error, ConfigurationError)]
         return ConfigurationError(
             [f"broker {broker.alias!r}: {problem}" for broker, error in wrong for problem in error.problems]
+            + [f"broker {broker.alias!r}: {error}" for broker, error in others]
         )
     told = "; ".join(f"broker {broker.alias!r}: {error}" for broker, error in failures)
     limit = max(broker.options.startup_timeout for broker, _ in failures)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
+
 from dispytch_integrations._outlet import OnTimeout, Outlet
 from dispytch_integrations._prepare import Prepare, require_route
 from dispytch_integrations.errors import ConfigurationError, DispytchError, NotStartedError, ProducerTimeout
@@ -166,6 +168,10 @@ class EventEmitter:
         self, events: Iterable[EventBase], headers: Mapping[str, Any] | None = None
     ) -> list[tuple[Outlet, Message]]:
         """`prepare` for many; raises one ExceptionGroup with all that cannot be prepared."""
+        if isinstance(events, BaseModel):  # Iterable as well: over its fields.
+            raise TypeError(
+                f"emit_many takes several events; write emit(event), or emit_many([{type(events).__name__}])"
+            )
         prepared: list[tuple[Outlet, Message]] = []
         failures: list[Exception] = []
         plans = self._plans

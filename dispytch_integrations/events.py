@@ -146,10 +146,14 @@ def _check_declaration(cls: type[EventBase]) -> None:
             f"{name}.__route__ is a {type(route).__name__}, not a route; write for example "
             f'__route__ = KafkaEventRoute(topic="orders")'
         )
+    literals: dict[str, str] = {}
     for field, value in string_fields(route):
         owner = f"{name}.__route__: {field}"
         template = Template(value, owner)
         template.check(cls, owner)
+        if template.literal is not None:
+            literals[field] = template.literal
+    _check_literal_address(cls, route, literals)
     config = cls.__backend_config__
     if config is not None:
         if not isinstance(config, route.config_type):
@@ -161,9 +165,23 @@ def _check_declaration(cls: type[EventBase]) -> None:
             Template(text, owner).check(cls, owner)
     if cls.__ordering_key__ is not None:
         owner = f"{name}.__ordering_key__"
+        if not isinstance(cls.__ordering_key__, str):
+            raise RouteError(f'{owner} is a {type(cls.__ordering_key__).__name__}; write a str such as "{{order_id}}"')
         Template(cls.__ordering_key__, owner).check(cls, owner)
     if cls.__tombstone__:
         _check_tombstone(cls)
+
+
+def _check_literal_address(cls: type[EventBase], route: EventRoute, literals: dict[str, str]) -> None:
+    """Raise RouteError for a name that no event could change, and that the transport does not allow."""
+    names = [field for field, _ in string_fields(route)]
+    if len(literals) < len(names) or not names:
+        return
+    destination = literals.pop(route.destination_field or names[0], "")
+    try:
+        route.check_address(destination, dict(literals))
+    except RouteError as exc:
+        raise RouteError(f"{cls.__qualname__}.__route__: {exc}") from None
 
 
 def _check_tombstone(cls: type[EventBase]) -> None:

@@ -179,12 +179,15 @@ def _from_text(url: BrokerURL, backend_type: type[Backend], problems: list[str])
     return read
 
 
+_TEXTS = ("name", "id", "password", "user", "file", "path", "certs", "host")
+"""How options end that are texts, whatever they look like; most clients have no default for them."""
+
 _WORDS: dict[str, bool | None] = {"true": True, "yes": True, "false": False, "no": False, "none": None}
 
 
 def _from_word(name: str, text: str, default: object) -> object:
     word = text.lower()
-    if isinstance(default, str):
+    if isinstance(default, str) or (default is None and name.endswith(_TEXTS)):
         return text
     if isinstance(default, bool):
         value = {**_WORDS, "1": True, "0": False}.get(word)

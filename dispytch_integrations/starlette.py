@@ -275,6 +275,10 @@ class EmitterMiddleware:
 
 
 def _brokers(config: Config | Brokers, **keywords: Any) -> OpenBrokers:
+    if hasattr(config, "router"):
+        raise ConfigurationError(
+            "emitter_lifespan was given an app: call it yourself, lifespan=emitter_lifespan('kafka://localhost:9092')"
+        )
     if not isinstance(config, Brokers):
         return OpenBrokers(partial(connect, config, **keywords))
     defaults = inspect.signature(connect).parameters

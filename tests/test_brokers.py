@@ -921,3 +921,58 @@ async def test_brokers_leave_no_task_behind(faults: Callable[[str], Fault]) -> N
                 await emitter.emit(Event())
             await until(lambda: brokers.brokers["default"].state == "down")
     assert not [task for task in asyncio.all_tasks() if "dispytch" in task.get_name()]
+
+
+# -- what a review found -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_start_while_the_last_user_stops_opens_anew(turns: int) -> None:
+    """Tests and reloads overlap: whoever starts has a connection, whatever the one before is doing."""
+    brokers = connect("memory://")
+    await brokers.start()
+    stopping = asyncio.create_task(brokers.stop())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await brokers.start()
+    await stopping
+    await brokers.emitter.emit(Event())
+    await brokers.stop()
+    assert not brokers.started
+
+
+async def test_the_last_error_of_a_start_is_told_and_not_that_time_was_up(faults: Callable[[str], Fault]) -> None:
+    """ "There is no exchange" helps; "did not answer within 5 s" after a third of a second is wrong twice."""
+    faults("a").start = _failing(OSError("there is no such thing"))
+    for number in range(8):
+        with pytest.raises(StartupError, match="there is no such thing"):
+            await connect("fake://a", startup_timeout=0.1 + number * 0.02).start()
+
+
+async def test_an_attempt_that_hangs_is_told_with_its_own_time(faults: Callable[[str], Fault]) -> None:
+    """The number in an error is the one that was waited for."""
+    faults("a").start = _for_ever
+    with pytest.raises(StartupError, match=r"did not answer within 0\.2 s"):
+        await connect("fake://a", startup_timeout=0.2, timeout=5).start()
+
+
+async def test_a_mistake_does_not_wait_for_a_broker_that_is_down(faults: Callable[[str], Fault]) -> None:
+    """A refused password is known at once, and the other broker's trouble is told beside it."""
+    faults("a").start = _failing(OSError("connection refused"))
+    faults("b").start = _failing(ConfigurationError("the password is refused"))
+    async with asyncio.timeout(10):
+        with pytest.raises(ConfigurationError) as caught:
+            await connect({"one": "fake://a", "two": "fake://b"}, startup_timeout=60).start()
+    assert any("the password is refused" in problem for problem in caught.value.problems)
+    assert any("'one'" in problem and "connection refused" in problem for problem in caught.value.problems)
+
+
+async def test_a_broker_that_does_not_take_the_route_is_named_by_its_alias() -> None:
+    """The alias stands in the settings; our producers' names do not."""
+
+    class Misplaced(Event):
+        __broker__ = "bus"
+
+    async with connect({"bus": "memory://redis"}) as emitter:
+        with pytest.raises(RouteError, match="broker 'bus' takes a RedisEventRoute"):
+            await emitter.emit(Misplaced())

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from dispytch_integrations import EventBase, EventEmitter, event_id
 from dispytch_integrations.errors import (
+    ConfigurationError,
     HeaderError,
     ProducerTimeout,
     RouteError,
@@ -439,3 +440,160 @@ async def test_a_bare_emitter_outlives_its_event_loop() -> None:
     emitter = EventEmitter(producer)
     await asyncio.to_thread(lambda: [asyncio.run(emitter.emit(Word(value=str(n)))) for n in range(3)])
     assert len(producer.sent) == 3
+
+
+# -- mistakes that are told at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [Recorder, "kafka://localhost", None, object()])
+def test_what_is_no_producer_is_refused(given: Any) -> None:
+    """A URL, a class and a raw client are the likely mistakes; the error says what to write."""
+    with pytest.raises(ConfigurationError, match=r"sends through a Producer.*connect\("):
+        EventEmitter(given)
+
+
+class _Async(Hook):
+    async def sent(self, message: Message) -> None:  # type: ignore[override]
+        raise AssertionError("nobody awaits it")
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"), [(lambda message: None, "has none of them"), (Hook, r"write Hook\(\)"), (_Async(), "coroutine")]
+)
+def test_what_is_no_hook_is_refused(hook: Any, told: str) -> None:
+    """A hook that is never called is missed in production."""
+    with pytest.raises(ConfigurationError, match=told):
+        EventEmitter(MemoryProducer(), hooks=[hook])
+
+
+async def test_a_hook_need_not_derive_from_ours() -> None:
+    """One method is enough."""
+
+    class Sent:
+        def __init__(self) -> None:
+            self.messages: list[Message] = []
+
+        def sent(self, message: Message) -> None:
+            self.messages.append(message)
+
+    hook: Any = Sent()
+    await EventEmitter(MemoryProducer(), hooks=[hook]).emit(Saved(user_id="1"))
+    assert len(hook.messages) == 1
+
+
+@pytest.mark.parametrize("serializer", ["json", JSONSerializer])
+def test_what_is_no_serializer_is_refused(serializer: Any) -> None:
+    """Not at the first event, but where it is given."""
+    with pytest.raises(ConfigurationError, match="MessagePackSerializer"):
+        EventEmitter(MemoryProducer(), serializer)
+
+
+async def test_emit_many_of_one_event_is_refused() -> None:
+    """An event is iterable, over its fields; one without fields would be sent by nobody, without a word."""
+
+    class Ping(EventBase):
+        __route__ = FileRoute(path="ping")
+
+    with pytest.raises(TypeError, match=r"emit\(event\)"):
+        await EventEmitter(MemoryProducer()).emit_many(Ping())  # type: ignore[arg-type]
+
+
+class QueuedConfig(BackendConfig):
+    partition_key: str | None = None
+    headers: dict[str, Any] | None = None
+
+
+class QueueRoute(EventRoute):
+    config_type = QueuedConfig
+    supports_headers = True
+    supports_tombstones = True
+    queue: str
+
+
+async def test_a_producer_of_ones_own_gets_headers_and_key() -> None:
+    """`send(payload, route, config)` has room for them in the configuration; dropped, nobody would notice."""
+
+    class Queued(EventBase):
+        __route__ = QueueRoute(queue="orders")
+        __ordering_key__ = "{number}"
+        number: int
+
+    recorder = Recorder()
+    await EventEmitter(recorder).emit(Queued(number=7), headers={"tenant": "acme"})
+    [(_, _, config)] = recorder.calls
+    assert config == QueuedConfig(partition_key="7", headers={"tenant": "acme"})
+
+
+async def test_headers_that_a_producer_has_no_room_for_are_refused() -> None:
+    """Better an error than a header that is not there."""
+
+    class Bare(EventRoute):
+        supports_headers = True
+        name: str
+
+    class Named(EventBase):
+        __route__ = Bare(name="orders")
+
+    with pytest.raises(HeaderError, match="no field for them"):
+        await EventEmitter(Recorder()).emit(Named(), headers={"tenant": "acme"})
+
+
+async def test_a_tombstone_without_its_key_is_refused() -> None:
+    """A null payload without a key deletes nothing, and says so to nobody."""
+
+    class Gone(EventBase):
+        __route__ = QueueRoute(queue="customers")
+        __ordering_key__ = "{id}"
+        __tombstone__ = True
+        id: str | None = None
+
+    producer = MemoryProducer()
+    for missing in (None, ""):
+        with pytest.raises(RouteError, match="deletes a key"):
+            await EventEmitter(producer).emit(Gone(id=missing))
+    await EventEmitter(producer).emit(Gone(id="1"))
+    assert [message.ordering_key for message in producer.sent] == ["1"]
+    with pytest.raises(RouteError, match="null payload"):
+        await EventEmitter(Recorder()).emit(Gone(id="1"))
+
+
+async def test_headers_must_be_a_dict_of_what_can_be_sent() -> None:
+    """Told as a header's trouble, not as an error of a library below."""
+
+    class Queued(EventBase):
+        __route__ = QueueRoute(queue="orders")
+
+    emitter = EventEmitter(MemoryProducer())
+    for headers in ([("a", "b")], {"a": {"b": object()}}):
+        with pytest.raises(HeaderError):
+            await emitter.emit(Queued(), headers=headers)  # type: ignore[arg-type]
+
+
+def test_only_an_event_has_an_id() -> None:
+    """`event_id(event.order_id)` is a slip that an AttributeError of ours does not explain."""
+    with pytest.raises(TypeError, match="not an event"):
+        event_id("x")  # type: ignore[arg-type]
+
+
+async def test_a_key_or_header_of_one_field_is_encoded_as_a_constant_is() -> None:
+    """Equal dicts are equal keys, whatever their order; dates and booleans read as in JSON."""
+
+    class Keyed(EventBase):
+        __route__ = QueueRoute(queue="orders")
+        __backend_config__ = QueuedConfig(
+            partition_key="{key}", headers={"flag": "{flag}", "at": "{at}", "user": "{user}"}
+        )
+        key: dict[str, int]
+        flag: bool = True
+        at: datetime = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+        user: BaseModel | None = None
+
+    class User(BaseModel):
+        id: int
+
+    producer = MemoryProducer()
+    for key in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+        await EventEmitter(producer).emit(Keyed(key=key, user=User(id=1)))
+    first, second = producer.sent
+    assert first.properties["partition_key"] == second.properties["partition_key"] == '{"a":1,"b":2}'
+    assert first.headers == {"flag": "true", "at": "2026-01-02T03:04:00+00:00", "user": '{"id":1}'}

@@ -533,3 +533,44 @@ def test_prepare_needs_no_event_loop() -> None:
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
     assert prepare(Placed()).destination == "orders.acme"
+
+
+# -- literal names and paths ---------------------------------------------------------------------------------------
+
+
+def test_a_literal_name_that_the_transport_refuses_is_told_at_import() -> None:
+    """Not by the first event in production."""
+    from dispytch_integrations.kafka import KafkaEventRoute
+    from dispytch_integrations.rabbitmq import RabbitMQEventRoute
+
+    for route in (
+        KafkaEventRoute(topic="my topic!"),
+        KafkaEventRoute(topic=""),
+        RabbitMQEventRoute(exchange="x" * 300, routing_key="placed"),
+    ):
+        with pytest.raises(RouteError, match=r"Wrong\.__route__"):
+            type("Wrong", (EventBase,), {"__route__": route, "__module__": __name__, "__qualname__": "Wrong"})
+
+
+def test_an_ordering_key_is_a_text() -> None:
+    """5 is no template."""
+    with pytest.raises(RouteError, match=r"write a str such as"):
+
+        class Wrong(EventBase):
+            __route__ = QueueRoute(queue="orders")
+            __ordering_key__ = 5  # type: ignore[assignment]
+
+
+async def test_a_field_of_a_list_is_reached_by_its_index() -> None:
+    """`{users[0].id}` is the first user's id; `{users.id}` is nobody's."""
+
+    class Member(BaseModel):
+        id: int
+
+    class Joined(EventBase):
+        __route__ = QueueRoute(queue="group.{users[0].id}")
+        users: list[Member]
+
+    producer = MemoryProducer()
+    await EventEmitter(producer).emit(Joined(users=[Member(id=7)]))
+    assert producer.sent[0].destination == "group.7"

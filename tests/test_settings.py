@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dispytch_integrations import connect
 from dispytch_integrations.backend import BrokerURL, read_secret, scrub
-from dispytch_integrations.errors import ConfigurationError, MissingExtraError
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, MissingExtraError
 from dispytch_integrations.settings import BrokerSpec, Config, load_brokers
 
 ROOT = Path(__file__).parents[1]
@@ -369,3 +369,43 @@ def test_secrets_may_come_from_files_and_functions(tmp_path: Path) -> None:
 def test_scrubbing_removes_every_secret() -> None:
     """Client libraries put what they were given into their errors."""
     assert scrub(f"cannot log in with {SECRET} ({SECRET})", ["", SECRET]) == "cannot log in with *** (***)"
+
+
+# -- secrets and texts ---------------------------------------------------------------------------------------------
+
+
+def test_a_secrets_function_must_give_a_text() -> None:
+    """An async function or bytes would fail later, in a client, without saying why."""
+
+    async def asynchronous() -> str:
+        return SECRET
+
+    for function in (asynchronous, lambda: SECRET.encode(), lambda: None):
+        with pytest.raises(ConfigurationError, match="must return a str") as caught:
+            read_secret(function)  # type: ignore[arg-type]
+        assert SECRET not in str(caught.value)
+
+
+def test_a_secrets_function_that_raises_is_an_outage() -> None:
+    """A vault that does not answer may answer in a second; what it said may hold the secret."""
+
+    def failing() -> str:
+        raise KeyError(SECRET)
+
+    with pytest.raises(BrokerUnavailableError, match="failing raised KeyError") as caught:
+        read_secret(failing)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["007", "7", "true"])
+def test_names_in_a_url_stay_text(text: str) -> None:
+    """A client called 007 is called 007."""
+    backend = only(f"redis://localhost?client_name={text}").backend
+    assert backend._client_options["client_name"] == text  # type: ignore[attr-defined]
+
+
+def test_a_user_for_each_host_is_refused() -> None:
+    """The first host would become a part of the password."""
+    [problem] = problems(f"rabbitmq://u:{SECRET}@h1,u:{SECRET}@h2")
+    assert "write one for all, in front" in problem
+    assert SECRET not in problem

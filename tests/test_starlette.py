@@ -735,3 +735,10 @@ def test_without_starlette_the_import_names_the_command() -> None:
     """Told where the module is used, not by a stranger's traceback."""
     told = import_without("starlette", "dispytch_integrations.starlette")
     assert told.endswith("starlette needs starlette: pip install 'dispytch-integrations[starlette]'")
+
+
+def test_a_lifespan_that_was_not_called_is_told() -> None:
+    """`lifespan=emitter_lifespan` without parentheses is given the app in place of a URL."""
+    with pytest.raises(ConfigurationError, match=r"lifespan=emitter_lifespan\('kafka"):
+        with TestClient(orders(lifespan=emitter_lifespan)):
+            pass

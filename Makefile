@@ -10,19 +10,22 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.14 python3
 # Tests run in as many processes; each starts the brokers it needs.
 WORKERS ?= 2
 ARGS ?=
+DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(CHECK),--check) $(ARGS)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help demo test check format-check lint types mypy pyright layers docs bench format lock upgrade clean
+.PHONY: help demo demo-django test check format-check lint types mypy pyright layers docs bench format lock upgrade clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
-	@echo "  Demo: BROKER=memory|kafka|rabbitmq|redis URL=kafka://host:9092 CHECK=1.  Tests: ARGS='-k kafka'."
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+	@echo "  Demos: BROKER=memory|kafka|rabbitmq|redis URL=kafka://host:9092 CHECK=1.  Tests: ARGS='-k kafka'."
 
 demo: .venv/.demo ## Run the FastAPI example against a broker that comes along; see below.
-	@$(BIN)/python -m example_projects.fastapi_orders \
-		$(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(CHECK),--check) $(ARGS)
+	@$(BIN)/python -m example_projects.fastapi_orders $(DEMO_OPTIONS)
+
+demo-django: .venv/.demo ## Run the Django example: the same page, the admin, and a Celery worker; see below.
+	@$(BIN)/python -m example_projects.django_orders $(DEMO_OPTIONS)
 
 test: .venv/.dev ## Run all tests, against real brokers.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)

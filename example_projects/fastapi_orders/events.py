@@ -12,7 +12,7 @@ __all__ = ["TOPICS", "OrderCancelled", "OrderEvent", "OrderPlaced"]
 
 
 class OrderEvent(EventBase):
-    """What all events about an order share: those of one order arrive in their order."""
+    """What all events about an order share: those of one order arrive in their order, on each topic."""
 
     __ordering_key__ = "{order_id}"
 

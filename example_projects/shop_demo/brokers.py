@@ -139,8 +139,13 @@ def _started(transport: str, command: _Command) -> Generator[int, None, None]:
 
 
 @contextmanager
-def background(command: list[str], log: Path, **environment: str) -> Generator[subprocess.Popen[bytes], None, None]:
-    """A process beside the demo: writes to `log`, lives in its folder, and is terminated at the end."""
+def background(
+    command: list[str], log: Path, *, patience: float = 2, **environment: str
+) -> Generator[subprocess.Popen[bytes], None, None]:
+    """A process beside the demo: writes to `log`, lives in its folder, and is terminated at the end.
+
+    `patience`: seconds until it is killed.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -157,7 +162,7 @@ def background(command: list[str], log: Path, **environment: str) -> Generator[s
     finally:
         process.terminate()
         try:
-            process.wait(timeout=2)
+            process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

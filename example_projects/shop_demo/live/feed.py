@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -95,7 +95,7 @@ class Feed:
         for queue in self._listeners:
             _put(queue, None)
 
-    async def listen(self, after: str | None = None) -> AsyncIterator[Arrived | BrokerState]:
+    async def listen(self, after: str | None = None) -> AsyncGenerator[Arrived | BrokerState, None]:
         """The broker's state, the kept messages (only those after the number `after`), then all that comes."""
         if self._closed:
             return

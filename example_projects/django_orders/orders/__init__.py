@@ -1,0 +1,1 @@
+"""Orders: taken, packed, cancelled, and told of."""

@@ -175,6 +175,10 @@ class Dialer:
         """Where it connects to, without secrets."""
         return str(self._url)
 
+    def scrubbed(self, text: str) -> str:
+        """`text` without the passwords that were read so far."""
+        return scrub(text, tuple(self.secrets))
+
     async def connect(self) -> Connection:
         """Open a connection to the next host that answers.
 
@@ -190,7 +194,7 @@ class Dialer:
                 raise
             except (amqp.AMQPError, OSError) as exc:
                 self._next_host += 1
-                failures.append(f"{host}: {scrub(tell(exc), tuple(self.secrets))}")
+                failures.append(f"{host}: {self.scrubbed(tell(exc))}")
         raise BrokerUnavailableError(f"cannot connect to {self._url}: {'; '.join(failures)}")
 
     async def _connect_to(self, host: str, port: int) -> Connection:

@@ -303,10 +303,9 @@ class Link:
             try:
                 async with asyncio.timeout(self._dialer.timeout):
                     await self._attach(first=False)
-            except (DispytchError, amqp.AMQPError, OSError, RuntimeError) as exc:
-                self.last_error = str(exc) if isinstance(exc, DispytchError) else tell(exc)
-                if isinstance(exc, TimeoutError):
-                    await self._hang_up()
+            except Exception as exc:  # Whatever it is: a function that reads the password may raise anything.
+                self.last_error = self._dialer.scrubbed(str(exc) if isinstance(exc, DispytchError) else tell(exc))
+                await self._hang_up()
             else:
                 if told is not None:
                     logger.info("connected to %s again", self._dialer.address)

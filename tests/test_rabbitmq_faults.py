@@ -12,6 +12,8 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractQueue
+from aiormq.connection import TCPTransportFactory
+from yarl import URL
 
 from dispytch_integrations import EventBase, EventEmitter, connect
 from dispytch_integrations.backend import BrokerURL
@@ -233,6 +235,45 @@ async def test_emit_without_connection_fails_at_its_deadline_and_says_that_nothi
     assert isinstance(outcome, BrokerUnavailableError), outcome
     assert "was not sent within 0.4 s" in str(outcome)
     assert asyncio.get_running_loop().time() - started < 1.5
+
+
+@pytest.mark.parametrize("what", ["password", "transport"])
+async def test_reconnect_survives_whatever_an_attempt_raises(
+    proxy: TCPProxy, channel: AbstractChannel, unique: str, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """A vault that is away during a reconnect, or a bug in a user's transport, must not end it for ever."""
+    queue = await _queue(channel, unique)
+    failures: list[str] = []
+    failing = ""
+
+    def password() -> str:
+        if failing == "password":
+            failures.append(failing)
+            raise KeyError("the vault is sealed")
+        return "guest"
+
+    class Transport(TCPTransportFactory):
+        async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            if failing == "transport":
+                failures.append(failing)
+                raise ZeroDivisionError("a bug")
+            return await super().create(url, **kwargs)
+
+    options = RabbitMQOptions(password=password, reconnect_interval=0.02)
+    url = BrokerURL.parse(f"amqp://127.0.0.1:{proxy.port}")
+    backend = RabbitMQBackend(url, options, {"transport_factory": Transport()})
+    await backend.start()
+    failing = what
+    await proxy.cut()
+    async with asyncio.timeout(5):
+        while len(failures) < 3:
+            await asyncio.sleep(0.01)
+    failing = ""
+    await EventEmitter(backend.producer).emit(_class(unique)(number=1))
+    await backend.stop()
+    assert await _numbers(queue) == [1]
+    warnings = [record.getMessage() for record in caplog.records if "trying again until" in record.getMessage()]
+    assert len(warnings) == 1, warnings
 
 
 async def test_half_open_connection_is_dropped_by_a_ping(

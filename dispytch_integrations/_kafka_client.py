@@ -16,7 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka import errors as kafka_errors
-from aiokafka.conn import CloseReason, create_conn  # type: ignore[import-untyped]
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn  # type: ignore[import-untyped]
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]
 
 from dispytch_integrations.errors import (
@@ -268,9 +268,13 @@ async def knock(hosts: Sequence[tuple[str, int]], options: Mapping[str, Any]) ->
     aiokafka's start would only log why it did not, and tell the caller that it did not.
 
     Raises BrokerUnavailableError with each host's reason, ConfigurationError when credentials or a certificate are
-    refused.
+    refused, or the client refuses the options.
     """
     credentials = {name: options[name] for name in _CREDENTIALS if name in options}
+    try:
+        AIOKafkaConnection(*hosts[0], **credentials)
+    except (AssertionError, TypeError, ValueError) as exc:  # A token provider of a wrong type, a missing library.
+        raise ConfigurationError(f"AIOKafkaProducer refuses its options: {exc}") from exc
     reasons: list[str] = []
     hopeless = False
     for host, port in hosts:

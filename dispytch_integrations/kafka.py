@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field, field_validator
 from pydantic_core import to_jsonable_python
 
-from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret, read_secret
+from dispytch_integrations._client_options import wrong_types
+from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret, read_secret, scrub
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
     ConfigurationError,
@@ -38,6 +39,15 @@ __all__ = ["KafkaBackend", "KafkaEventConfig", "KafkaEventRoute", "KafkaOptions"
 _DEFAULT_PORT = 9092
 _DEFAULT_TIMEOUT = 5.0
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+_KINDS: Mapping[str, type] = {
+    "client_id": str,
+    "sasl_kerberos_domain_name": str,
+    "sasl_plain_password": str,
+    "sasl_plain_username": str,
+    "ssl_context": ssl.SSLContext,
+}
+"""Types of the client's options whose default is None. The client itself checks the others when it is made."""
 
 SASLMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"]
 
@@ -289,22 +299,27 @@ class KafkaBackend(Backend):
         Raises BrokerUnavailableError with each host's reason; ConfigurationError when credentials, a certificate or
         an option of the client is refused, or a topic of `topics` is missing.
         """
+        await self._close_old()
+        self._switch(await self._open())
+
+    async def _open(self) -> Delivery:
+        """A new client, started. As `start`."""
         from aiokafka import AIOKafkaProducer
         from aiokafka import errors as kafka_errors
 
         from dispytch_integrations._kafka_client import Client, knock
         from dispytch_integrations._kafka_delivery import Delivery
 
-        await self._close_old()
         options = self._client_options()
-        await knock(self._hosts, options)
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._hosts]
         try:
+            # Before the first connection: what the client refuses is no outage.
             client = Client(cast("Any", AIOKafkaProducer)(bootstrap_servers=addresses, **options))
         except (AssertionError, RuntimeError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"AIOKafkaProducer refuses its options: {exc}") from exc
+            raise ConfigurationError(f"AIOKafkaProducer refuses its options: {scrub(str(exc), self.secrets)}") from exc
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.abort)
+            await knock(self._hosts, options)
             try:
                 await client.raw.start()
             except kafka_errors.KafkaError as exc:
@@ -312,7 +327,10 @@ class KafkaBackend(Backend):
             delivery = Delivery(client, create_topics=self._options.allow_auto_create_topics)
             await self._check_topics(delivery)
             stack.pop_all()
-        self._client = client
+        return delivery
+
+    def _switch(self, delivery: Delivery) -> None:
+        self._client = delivery.client
         self._producer.switch(delivery)
 
     async def stop(self) -> None:
@@ -326,14 +344,23 @@ class KafkaBackend(Backend):
             self._producer.switch(None)
 
     async def ping(self) -> None:
-        """Ask for the cluster's metadata; a client that has broken down is replaced by a new one."""
+        """Ask for the cluster's metadata; a client that has broken down is replaced by a new one.
+
+        Raises NotStartedError, BrokerUnavailableError. The next ping tries again to replace it.
+        """
         client = self._client
         if client is None:
             raise NotStartedError(f"{self.address} is not connected to; call start() first")
-        if not client.check():
-            await self.start()
+        if client.check():
+            await client.ping()
             return
-        await client.ping()
+        delivery = await self._open()
+        if self._client is not client:  # Stopped meanwhile, or replaced by another ping.
+            await delivery.client.abort()
+            await self.ping()
+            return
+        self._switch(delivery)
+        await client.abort()
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -359,12 +386,24 @@ class KafkaBackend(Backend):
         if mechanism == "OAUTHBEARER" and self._given.get("sasl_oauth_token_provider") is None:
             yield "sasl_mechanism='OAUTHBEARER' needs sasl_oauth_token_provider=..., aiokafka's AbstractTokenProvider"
         files = [name for name in ("cafile", "certfile", "keyfile") if getattr(options, name) is not None]
-        if files and not secure:
-            yield f"{' and '.join(files)} is for TLS; write kafka+ssl:// in the URL"
+        tls = [*files, *(name for name in ("ssl_context",) if self._given.get(name) is not None)]
+        if tls and not secure:
+            yield f"{' and '.join(tls)} is for TLS; write kafka+ssl:// in the URL"
         if files and "ssl_context" in self._given:
             yield f"{' and '.join(files)} and ssl_context say the same; give one of them"
         if "security_protocol" in self._given:
             yield "security_protocol follows from the URL and sasl_mechanism; write kafka:// or kafka+ssl:// instead"
+        if self._given.get("transactional_id") is not None:
+            yield (
+                "transactional_id needs an open transaction for every emit, and connect() opens none; leave it out, "
+                "or make an AIOKafkaProducer of your own and emit within its transactions: KafkaProducer(producer)"
+            )
+        for name in options.topics:
+            try:
+                KafkaEventRoute.check_address(options.prefix + name, {})
+            except RouteError as exc:
+                yield f"topics: {exc}"
+        yield from wrong_types(self._given, self.client_option_names(self._url), _KINDS)
 
     def _client_options(self) -> dict[str, Any]:
         """What a new client is given; passwords and certificates are read now, they may have changed."""
@@ -414,8 +453,6 @@ class KafkaBackend(Backend):
         if not self._options.topics:
             return
         names = [self._options.prefix + name for name in self._options.topics]
-        for name in names:
-            KafkaEventRoute.check_address(name, {})
         missing = await delivery.topics.check(names)
         if missing:
             raise ConfigurationError(

@@ -571,6 +571,15 @@ class TestOptions:
             ("kafka+ssl://h", {"cafile": "/ca.pem"}, {"ssl_context": 1}, "one of them"),
             ("kafka://h", {}, {"security_protocol": "SSL"}, "instead"),
             ("kafka://h/topic", {}, {}, "no path"),
+            ("kafka://h", {}, {"ssl_context": ssl.create_default_context()}, r"kafka\+ssl://"),
+            ("kafka://h", {"topics": ["no pe"]}, {}, "'no pe' is no name"),
+            ("kafka://h", {"topics": ["orders"], "prefix": "a b."}, {}, "'a b.orders' is no name"),
+            ("kafka://h", {}, {"request_timeout_ms": "abc"}, "request_timeout_ms is of type str; write a number"),
+            ("kafka://h", {}, {"max_request_size": "1MB"}, "such as max_request_size=1048576"),
+            ("kafka://h", {}, {"linger_ms": None}, "linger_ms is of type NoneType"),
+            ("kafka://h", {}, {"client_id": 7}, "client_id is of type int; write a str"),
+            ("kafka://h", {}, {"enable_idempotence": "yes"}, "write True or False"),
+            ("kafka://h", {}, {"transactional_id": "shop"}, "connect\\(\\) opens none"),
         ],
     )
     def test_contradictions_are_told(self, url: str, options: Any, client: Any, advice: str) -> None:
@@ -590,11 +599,19 @@ class TestOptions:
             async with connect(kafka_url, lingerms=3):
                 pass
 
-    async def test_options_that_aiokafka_refuses(self, kafka_url: str) -> None:
-        """Trying again would be of no use: the start fails at once."""
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"acks": 17},
+            {"compression_type": "zip"},
+            {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": "token"},
+        ],
+    )
+    async def test_options_that_aiokafka_refuses(self, wrong: dict[str, Any]) -> None:
+        """Trying again would be of no use: the start fails at once, broker or no broker."""
         started = time.monotonic()
         with pytest.raises(ConfigurationError, match="refuses its options"):
-            async with connect(kafka_url, acks=17):
+            async with connect("kafka://127.0.0.1:1", **wrong):
                 pass
         assert time.monotonic() - started < 5
 

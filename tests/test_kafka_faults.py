@@ -304,6 +304,25 @@ class TestOutage:
         assert await backend.producer.deliver([_message()], timeout=5.0) == [None]
         await backend.stop()
 
+    async def test_client_that_broke_down_in_an_outage_is_replaced_after_it(self, no_task_left: None) -> None:
+        """The broker is away when the client is to be replaced: the next ping tries again, not never."""
+        async with _proxied() as (proxy, _, url):
+            backend = _backend(url)
+            await backend.start()
+            backend._client.raw._sender.sender_task.cancel()  # type: ignore[union-attr]
+            await proxy.refuse()
+            for _ in range(2):
+                with pytest.raises(BrokerUnavailableError):
+                    await backend.ping()
+                [outcome] = await backend.producer.deliver([_message()], timeout=2.0)
+                assert isinstance(outcome, BrokerUnavailableError)
+            await proxy.resume()
+            await asyncio.gather(backend.ping(), backend.ping())  # Two at a time leave one client, not two.
+            assert await backend.producer.deliver([_message()], timeout=5.0) == [None]
+            await backend.stop()
+            with pytest.raises(NotStartedError):
+                await backend.ping()
+
 
 class TestStop:
     async def test_stop_flushes(self, own_kafka: Callable[[], Tansu], no_task_left: None) -> None:

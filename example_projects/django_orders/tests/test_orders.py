@@ -12,6 +12,7 @@ from django.test import Client
 
 from dispytch_integrations.django.lifecycle import flush_events
 from dispytch_integrations.django.testing import EmittedEvents
+from dispytch_integrations.errors import RouteError
 from example_projects.django_orders.orders import services
 from example_projects.django_orders.orders.events import OrderCancelled, OrderPacked, OrderPlaced
 from example_projects.django_orders.orders.models import Cancellation, FailedEvent, Order
@@ -57,6 +58,20 @@ def test_a_rolled_back_order_is_not_told(emitted_events: EmittedEvents) -> None:
 
     emitted_events.assert_rolled_back(OrderPlaced)
     emitted_events.assert_not_emitted(OrderPlaced)
+    assert not Order.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_order_that_cannot_be_told_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order and event belong to one transaction, whoever calls: a mistake in the event must not leave half of it."""
+
+    def refuse(event: OrderPlaced) -> None:
+        raise RouteError("no such route")
+
+    monkeypatch.setattr(services, "emit_on_commit", refuse)
+    with pytest.raises(RouteError):
+        services.place(Order(customer="Ada", product="Stoneware mug"))
+
     assert not Order.objects.exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
@@ -26,17 +27,40 @@ from redis.exceptions import AuthenticationError
 from dispytch_integrations._redis_commands import Command
 from dispytch_integrations._redis_pipeline import Lane, PoolSource
 from dispytch_integrations.backend import BrokerURL, Secret, read_secret
-from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.errors import ConfigurationError, DispytchError
 
 if TYPE_CHECKING:
     from dispytch_integrations.redis import RedisOptions
 
-__all__ = ["Answered", "Connections", "Credentials", "Direct", "connections_of", "open_direct", "option_names"]
+__all__ = [
+    "KINDS",
+    "Answered",
+    "Connections",
+    "Credentials",
+    "Direct",
+    "check_tls",
+    "connections_of",
+    "open_direct",
+    "option_names",
+]
 
 Answered = Callable[[Command, Any], bool]
 """Sees each command with its reply; returns whether it takes the command over."""
 
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
+
+KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "credential_provider": CredentialProvider,
+    "retry": Retry,
+    "sentinel_kwargs": dict,
+    "socket_keepalive_options": dict,
+    "ssl_ca_certs": (str, Path),
+    "ssl_ca_path": (str, Path),
+    "ssl_certfile": (str, Path),
+    "ssl_ciphers": str,
+    "ssl_keyfile": (str, Path),
+}
+"""Types of the client's options whose default is None; the client checks some others when it is made."""
 
 
 class Connections(Protocol):
@@ -103,7 +127,8 @@ class Credentials(CredentialProvider):
             self.read()
         except Exception as exc:
             # The client closes a connection that is half made for its own errors only.
-            raise AuthenticationError(f"the password could not be read: {type(exc).__name__}") from exc
+            words = str(exc) if isinstance(exc, DispytchError) else type(exc).__name__
+            raise AuthenticationError(f"the password could not be read: {words}") from exc
         password = self.last or ""
         return (password,) if self._username is None else (self._username, password)
 
@@ -169,7 +194,26 @@ def _open_sentinel(url: BrokerURL, options: RedisOptions, kwargs: dict[str, Any]
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
         sentinel_service(url), sentinel, db=database(url, options), **kwargs
     )
+    pool.make_connection()  # type: ignore[no-untyped-call]
     return Direct(pool, answered, sentinel.sentinels)
+
+
+def check_tls(scheme: str, client_options: Mapping[str, Any]) -> None:
+    """Load certificates and keys, if TLS is on. Raises ConfigurationError when that fails, and the client's errors.
+
+    The client itself loads them when it connects, and a missing file would look like an outage.
+    """
+    if _connection_class(scheme) is not SSLConnection and not client_options.get("ssl"):
+        return
+    options = {name: value for name, value in client_options.items() if name.startswith("ssl_")}
+    context: Any = SSLConnection(**options).ssl_context
+    try:
+        context.get()
+    except OSError as exc:  # ssl.SSLError is one: a file that holds something else.
+        raise ConfigurationError(
+            f"a certificate or key cannot be loaded ({exc.strerror or exc}); "
+            f"check ssl_ca_certs, ssl_ca_path, ssl_certfile and ssl_keyfile"
+        ) from exc
 
 
 def common_options(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from dispytch_integrations._client_options import wrong_types
 from dispytch_integrations._redis_commands import STREAM, Command, Delivery, encode
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret, scrub
 from dispytch_integrations.errors import (
@@ -372,7 +373,11 @@ class RedisBackend(Backend):
         password = url.password is not None or options.password is not None
         if password and self._client_options.get("credential_provider") is not None:
             problems.append("a password and a credential_provider are both given; keep one of them")
+        tls = [name for name, value in self._client_options.items() if name.startswith("ssl_") and value is not None]
+        if several and tls and not self._client_options.get("ssl"):
+            problems.append(f"{url.scheme}:// does not encrypt, so {', '.join(tls)} would go unused; write ssl=True")
         problems += self._path_problems()
+        problems += self._type_problems()
         if problems:
             raise ConfigurationError(problems)
         self._remember(url.password)
@@ -391,6 +396,14 @@ class RedisBackend(Backend):
             return exc.problems
         return []
 
+    def _type_problems(self) -> list[str]:
+        from dispytch_integrations._redis_connections import KINDS
+
+        given = {name: value for name, value in self._client_options.items() if value is not None}
+        # Of this one the client takes a str or a number of the module ssl, and says so itself.
+        defaults = {**self.client_option_names(self._url), "ssl_cert_reqs": None}
+        return list(wrong_types(given, defaults, KINDS))
+
     def _remember(self, secret: object) -> None:
         if isinstance(secret, str) and secret:
             self._secrets.add(secret)
@@ -398,9 +411,10 @@ class RedisBackend(Backend):
     def _make(self, credentials: Credentials) -> Connections:
         from redis.exceptions import RedisError
 
-        from dispytch_integrations._redis_connections import open_direct
+        from dispytch_integrations._redis_connections import check_tls, open_direct
 
         try:
+            check_tls(self._url.scheme, self._client_options)
             if self._url.scheme == "redis+cluster":
                 from dispytch_integrations._redis_cluster import open_cluster
 

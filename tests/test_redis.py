@@ -412,12 +412,13 @@ async def test_stream_fields_hold_identity_and_body(client: Any, redis_url: str,
 @pytest.mark.parametrize("route", [RedisEventRoute(channel=""), RedisStreamEventRoute(stream="")])
 async def test_empty_destination_is_refused(client: Any, route: Any) -> None:
     """An empty name is a mistake, and Redis takes it without a word."""
+    with pytest.raises(RouteError, match="is empty"):
 
-    class Nowhere(EventBase):
-        __route__ = route
+        class Nowhere(EventBase):
+            __route__ = route
 
     with pytest.raises(RouteError, match="is empty"):
-        await EventEmitter(RedisProducer(client)).emit(Nowhere())
+        await RedisProducer(client).send(b"{}", route)
 
 
 # -- channels ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,16 @@ async def test_password_that_changes_is_read_again_for_each_connection(own_redis
                     break
                 except DeliveryError:
                     await asyncio.sleep(0.05)
+
+
+async def test_connections_with_a_password_log_nothing(
+    own_redis: Callable[..., OwnRedis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """redis-py warns at each connection of a provider that knows its older method alone: nothing a user can mend."""
+    broker = await asyncio.to_thread(own_redis, password=PASSWORD)
+    async with connect(f"redis://:{PASSWORD}@127.0.0.1:{broker.port}") as emitter:
+        await emitter.emit(Order())
+    assert caplog.text == ""
 
 
 def test_secrets_are_in_no_repr() -> None:
@@ -221,6 +233,38 @@ async def test_unknown_option_is_told_with_the_nearest() -> None:
     with pytest.raises(ConfigurationError, match="socket_timeout"):
         async with connect("redis://h", socket_timeuot=3):
             pass
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong", "says"),
+    [
+        ("redis://127.0.0.1:1", {"socket_timeout": "x"}, "socket_timeout is of type str; write a number"),
+        ("redis+cluster://127.0.0.1:1", {"socket_timeout": "x"}, "socket_timeout is of type str; write a number"),
+        ("redis://127.0.0.1:1", {"decode_responses": "x"}, "write True or False"),
+        ("redis://127.0.0.1:1", {"credential_provider": "x"}, "write a CredentialProvider"),
+        ("redis+sentinel://127.0.0.1:1/m", {"sentinel_kwargs": 1}, "write a dict"),
+        ("redis+sentinel://127.0.0.1:1/m", {"protocol": 9}, "protocol"),
+        ("rediss://127.0.0.1:1", {"ssl_ca_certs": "/nope"}, "No such file.*check ssl_ca_certs"),
+        ("rediss://127.0.0.1:1?ssl_certfile=/nope", {}, "No such file.*ssl_certfile"),
+        ("rediss://127.0.0.1:1", {"ssl_ca_certs": Path(__file__)}, "cannot be loaded.*check ssl_ca_certs"),
+        ("rediss://127.0.0.1:1", {"ssl_cert_reqs": "x"}, "refuses the options"),
+        ("redis+cluster://127.0.0.1:1", {"ssl": True, "ssl_ca_certs": "/nope"}, "No such file"),
+        ("redis+sentinel://127.0.0.1:1/m", {"ssl": True, "ssl_ca_certs": "/nope"}, "No such file"),
+        ("redis+sentinel://127.0.0.1:1/m", {"ssl_ca_certs": __file__}, "write ssl=True"),
+        ("redis+cluster://127.0.0.1:1", {"ssl_ca_certs": __file__}, "write ssl=True"),
+    ],
+)
+async def test_wrong_option_is_no_outage(url: str, wrong: dict[str, Any], says: str) -> None:
+    """Trying it again for 30 s is of no use, and "cannot connect" would send people looking at the network."""
+    with pytest.raises(ConfigurationError, match=says):
+        await asyncio.wait_for(connect(url, **wrong).start(), 2)
+
+
+def test_options_of_the_right_type_pass() -> None:
+    """What the client takes must not be refused by us."""
+    _backend("redis://h", socket_timeout=None, socket_connect_timeout=0.5, socket_keepalive=True, client_name="shop")
+    _backend("rediss://h", ssl_cert_reqs=ssl.CERT_NONE, ssl_ca_certs=Path("/ca.pem"), ssl_check_hostname=False)
+    _backend("rediss://h", ssl_cert_reqs="none", socket_type=socket.SOCK_STREAM, health_check_interval=1.5)
 
 
 async def test_option_that_the_client_refuses_is_a_configuration_error() -> None:

@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, cast, overload
 from unittest import TestCase, TestResult
 
-from django.test.runner import DiscoverRunner
+from django.test.runner import DiscoverRunner, ParallelTestSuite
 
 from dispytch_integrations._templates import nearest
+from dispytch_integrations.backend import BrokerURL
 from dispytch_integrations.django import _after_commit
 from dispytch_integrations.django._after_commit import Waiting
 from dispytch_integrations.django._connections import connections
@@ -84,6 +85,8 @@ def _on_memory(config: _Config, hooks: Sequence[Hook]) -> _Config:
 def _alias_on_memory(options: Mapping[str, Any], hooks: Sequence[Hook]) -> Mapping[str, Any]:
     url: Any = options.get("url")
     memory = "memory://"
+    if isinstance(url, BrokerURL):
+        url = str(url)
     if isinstance(url, str):
         transport = transport_of(url)
         memory = url if transport == "memory" else f"memory://{transport}"
@@ -280,9 +283,19 @@ class EmittedEventsMixin(TestCase):
             return super().run(result)
 
 
+def _in_a_spawned_process(*arguments: Any) -> None:
+    override_brokers("memory").__enter__()
+
+
+class _ParallelOnMemory(ParallelTestSuite):
+    # A forked process has what its parent has set; a spawned one, as on macOS, begins without.
+    process_setup = _in_a_spawned_process
+
+
 class MemoryBrokersRunner(DiscoverRunner):
     """The test runner of `manage.py test`, with every broker on memory: set TEST_RUNNER to its path."""
 
+    parallel_test_suite = _ParallelOnMemory
     _brokers = override_brokers("memory")
 
     def setup_test_environment(self, **options: Any) -> None:

@@ -8,6 +8,7 @@ from inspect import isawaitable
 from typing import Any, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from pydantic import BaseModel
 
 from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._outlet import Outlet
@@ -153,7 +154,7 @@ class Emitter(BlockingEmitter):
         Raises TransactionError when several databases have a transaction open and none is named, or a named one has
         none while another has; RouteError, HeaderError, SettingsError as `emit`, and WrongLoopError in async code.
         """
-        if isinstance(event, Iterable) and not isinstance(event, EventBase):
+        if _several(event):
             return self._many_on_commit(cast("Iterable[EventBase]", event), using, require_transaction, headers)
         held = held_back()
         if held is not None:
@@ -263,6 +264,11 @@ class Emitter(BlockingEmitter):
         session = connections.reach()
         emitter = session.brokers.emitter if self.alias is None else session.brokers.emitter_to(self.alias)
         return Way(emitter, session.calls)
+
+
+def _several(event: Any) -> bool:
+    # Iterable, and yet one thing: an event, or a mistake that is told as such.
+    return isinstance(event, Iterable) and not isinstance(event, (BaseModel, str, bytes, Mapping))
 
 
 def _arguments(message: Message) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def wrong_types(
         default = defaults.get(name)
         if default is None:
             if value is not None and name in kinds and not isinstance(value, kinds[name]):
-                yield f"{name} is of type {type(value).__name__}; write {_names(kinds[name])}"
+                yield f"{name} is of type {type(value).__name__}; write one of type {_names(kinds[name])}"
             continue
         for kind, words in _KINDS:
             if isinstance(default, kind):
@@ -43,4 +43,4 @@ def _fits(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 def _names(kind: type | tuple[type, ...]) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(f"a {each.__name__}" for each in kinds)
+    return " or ".join(each.__name__ for each in kinds)

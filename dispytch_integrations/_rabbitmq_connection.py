@@ -10,11 +10,15 @@ spread delay, reads a rotated password again, and can drop a connection whose ot
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import ssl
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from aiormq import exceptions as amqp
+from aiormq.auth import AuthMechanism
 from aiormq.connection import Connection as AMQPConnection
 from aiormq.connection import (
     FrameReceiver,
@@ -28,11 +32,12 @@ from pamqp.base import Frame
 from pamqp.frame import FrameTypes
 from yarl import URL
 
+from dispytch_integrations._client_options import wrong_types
 from dispytch_integrations._rabbitmq_errors import tell
 from dispytch_integrations.backend import BrokerURL, Secret, read_secret, scrub
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
 
-__all__ = ["CLIENT_OPTIONS", "Connection", "Dialer"]
+__all__ = ["CLIENT_OPTIONS", "Connection", "Dialer", "option_problems"]
 
 CLIENT_OPTIONS: Mapping[str, Any] = {
     # aiormq reads these from the URL's query.
@@ -65,10 +70,47 @@ CLIENT_OPTIONS: Mapping[str, Any] = {
 }
 """Options of the client and their defaults. `heartbeat`, seconds, is less than aiormq's 60: dead peers show sooner."""
 
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "cadata": str,
+    "cafile": (str, Path),
+    "capath": (str, Path),
+    "certfile": (str, Path),
+    "client_properties": dict,
+    "happy_eyeballs_delay": (int, float),
+    "interleave": int,
+    "keyfile": (str, Path),
+    "local_addr": tuple,
+    "server_hostname": str,
+    "ssl_context": ssl.SSLContext,
+    "ssl_handshake_timeout": (int, float),
+    "ssl_shutdown_timeout": (int, float),
+    "transport_factory": TransportFactory,
+}
+_FOR_TLS = (
+    "ssl_context", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl", "server_hostname",
+    "ssl_handshake_timeout", "ssl_shutdown_timeout",
+)  # fmt: skip
 _IN_QUERY = ("auth", "cadata", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "no_verify_ssl")
 _ARGUMENTS = ("client_properties", "transport_factory")
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+_NO_HEARTBEAT = 65535
+"""From here on, and for anything that is not whole, aiormq takes 0: a dead peer would go unnoticed."""
 _PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+def option_problems(url: BrokerURL, given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with options of the client, as far as can be seen without connecting."""
+    unused = [name for name in _FOR_TLS if given.get(name)]
+    if url.scheme != "amqps" and unused:
+        yield f"{url.scheme}:// does not encrypt, so {', '.join(unused)} would go unused; write amqps://"
+    yield from wrong_types({name: value for name, value in given.items() if value is not None}, CLIENT_OPTIONS, _KINDS)
+    heartbeat = given.get("heartbeat")
+    if isinstance(heartbeat, float) or (isinstance(heartbeat, int) and not 0 <= heartbeat < _NO_HEARTBEAT):
+        yield f"heartbeat={heartbeat} would be taken for none; write whole seconds, 0 for none"
+    auth = given.get("auth")
+    known = [mechanism.lower() for mechanism in AuthMechanism.__members__]
+    if isinstance(auth, str) and auth.lower() not in known:
+        yield f"auth={auth!r} is not known to aiormq; write one of {', '.join(known)}"
 
 
 class _Factory(TransportFactory):
@@ -179,6 +221,25 @@ class Dialer:
         """`text` without the passwords that were read so far."""
         return scrub(text, tuple(self.secrets))
 
+    def check_tls(self) -> None:
+        """Load certificates and keys. Raises ConfigurationError when that fails: to the client it is an outage."""
+        options = self._options
+        if self._scheme != "amqps" or options["ssl_context"] is not None:
+            return
+        try:
+            data = options["cadata"]
+            context = ssl.create_default_context(
+                cafile=options["cafile"], capath=options["capath"], cadata=b64decode(data) if data else None
+            )
+            if options["certfile"]:
+                context.load_cert_chain(options["certfile"], options["keyfile"])
+        except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError: a file that holds something else.
+            words = exc.strerror if isinstance(exc, OSError) else None
+            raise ConfigurationError(
+                f"a certificate or key cannot be loaded ({words or exc}); "
+                f"check cafile, capath, cadata (base64), certfile and keyfile"
+            ) from exc
+
     async def connect(self) -> Connection:
         """Open a connection to the next host that answers.
 
@@ -201,17 +262,21 @@ class Dialer:
         options = self._options
         arguments = {name: options[name] for name in _ARGUMENTS if options[name] is not None}
         factory = _Factory(arguments.pop("transport_factory", None) or self._default_factory())
-        connection = Connection(
-            self._amqp_url(host, port),
-            context=options["ssl_context"],
-            transport_factory=factory,
-            **arguments,
-            **{
-                name: value
-                for name, value in options.items()
-                if name not in (*_IN_QUERY, *_ARGUMENTS, "ssl_context", "timeout") and value != CLIENT_OPTIONS[name]
-            },
-        )
+        others = {
+            name: value
+            for name, value in options.items()
+            if name not in (*_IN_QUERY, *_ARGUMENTS, "ssl_context", "timeout") and value != CLIENT_OPTIONS[name]
+        }
+        try:
+            connection = Connection(
+                self._amqp_url(host, port),
+                context=options["ssl_context"],
+                transport_factory=factory,
+                **arguments,
+                **others,
+            )
+        except (TypeError, ValueError) as exc:
+            raise ConfigurationError(f"aiormq refuses its options: {self.scrubbed(str(exc))}") from exc
         connection._factory = factory
         connection.vhost = self.vhost  # As it is: a path in a URL would have it quoted and unquoted.
         try:

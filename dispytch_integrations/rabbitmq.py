@@ -364,16 +364,18 @@ class RabbitMQBackend(Backend):
     options_type: ClassVar[type[BrokerOptions]] = RabbitMQOptions
 
     def __init__(self, url: BrokerURL, options: RabbitMQOptions, client_options: Mapping[str, Any]) -> None:
+        self.require_client()
         self._url = url
         self._options = options
         self._client_options = dict(client_options)
         self._producer = _ManagedProducer()
         self.producer: Producer = self._producer
         self._dialer: Dialer | None = None
-        if url.scheme != "amqps" and self._client_options.get("ssl_context") is not None:
-            raise ConfigurationError(
-                f"{url.scheme}:// does not encrypt, so ssl_context would go unused; write amqps://"
-            )
+        from dispytch_integrations._rabbitmq_connection import option_problems
+
+        problems = list(option_problems(url, self._client_options))
+        if problems:
+            raise ConfigurationError(problems)
 
     @classmethod
     def require_client(cls) -> None:
@@ -390,8 +392,8 @@ class RabbitMQBackend(Backend):
     async def start(self) -> None:
         """Connect, declare the exchanges, open the channel.
 
-        Raises ConfigurationError for wrong credentials, virtual host or exchanges; BrokerUnavailableError;
-        UnroutableError when an exchange that is only looked for is missing.
+        Raises ConfigurationError for wrong credentials, certificates, virtual host or exchanges;
+        BrokerUnavailableError; UnroutableError when an exchange that is only looked for is missing.
         """
         from dispytch_integrations._rabbitmq_connection import Dialer
         from dispytch_integrations._rabbitmq_link import Link
@@ -400,6 +402,7 @@ class RabbitMQBackend(Backend):
         options = self._options
         if self._dialer is None:
             self._dialer = Dialer(self._url, options.username, options.password, self._client_options)
+        self._dialer.check_tls()
         link = Link(
             self._dialer,
             [self._exchange(name, given) for name, given in options.exchanges.items()],

@@ -577,7 +577,7 @@ class TestOptions:
             ("kafka://h", {}, {"request_timeout_ms": "abc"}, "request_timeout_ms is of type str; write a number"),
             ("kafka://h", {}, {"max_request_size": "1MB"}, "such as max_request_size=1048576"),
             ("kafka://h", {}, {"linger_ms": None}, "linger_ms is of type NoneType"),
-            ("kafka://h", {}, {"client_id": 7}, "client_id is of type int; write a str"),
+            ("kafka://h", {}, {"client_id": 7}, "client_id is of type int; write one of type str"),
             ("kafka://h", {}, {"enable_idempotence": "yes"}, "write True or False"),
             ("kafka://h", {}, {"transactional_id": "shop"}, "connect\\(\\) opens none"),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -471,6 +472,44 @@ async def test_options_of_the_client_reach_it(rabbitmq_url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"'hartbeat' \(did you mean 'heartbeat'\?\)"):
         async with connect(rabbitmq_url, hartbeat=7):
             pass
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong", "says"),
+    [
+        ("rabbitmq://127.0.0.1:1", {"client_properties": "abc"}, "client_properties is of type str; write one of"),
+        ("rabbitmq://127.0.0.1:1", {"heartbeat": "abc"}, "heartbeat is of type str; write a number"),
+        ("rabbitmq://127.0.0.1:1?heartbeat=7.5", {}, "write whole seconds"),
+        ("rabbitmq://127.0.0.1:1", {"client": {"timeout": "abc"}}, "timeout is of type str; write a number"),
+        ("rabbitmq://127.0.0.1:1", {"auth": "krb"}, "auth='krb' is not known.*plain"),
+        ("amqps://127.0.0.1:1", {"cafile": "/nope"}, "No such file.*check cafile"),
+        ("amqps://127.0.0.1:1?certfile=/nope", {}, "No such file.*check cafile"),
+        ("amqps://127.0.0.1:1", {"cafile": Path(__file__)}, "cannot be loaded.*check cafile"),
+        ("amqps://127.0.0.1:1", {"cadata": "a"}, "cadata .base64."),
+    ],
+)
+async def test_wrong_option_is_no_outage(url: str, wrong: dict[str, Any], says: str) -> None:
+    """Trying it again for 30 s is of no use, and "cannot connect" would send people looking at the network."""
+    with pytest.raises(ConfigurationError, match=says):
+        await asyncio.wait_for(connect(url, **wrong).start(), 2)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"cafile": "/ca.pem"},
+        {"certfile": "/cert.pem", "keyfile": "/key.pem"},
+        {"cadata": "abc"},
+        {"no_verify_ssl": True},
+        {"ssl_context": ssl.create_default_context()},
+    ],
+)
+def test_options_of_tls_are_refused_where_nothing_is_encrypted(option: dict[str, Any]) -> None:
+    """Who gives certificates means TLS: a password must not go over the network in plain text because of a scheme."""
+    for scheme in ("rabbitmq", "amqp"):
+        with pytest.raises(ConfigurationError, match=f"{', '.join(option)} would go unused; write amqps://"):
+            RabbitMQBackend(BrokerURL.parse(f"{scheme}://h"), RabbitMQOptions(), option)
+    RabbitMQBackend(BrokerURL.parse("amqps://h"), RabbitMQOptions(), option)
 
 
 async def test_nothing_is_left_after_the_close(rabbitmq_url: str, unique: str) -> None:

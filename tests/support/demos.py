@@ -30,7 +30,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(*command: str, **variables: str) -> Generator[subprocess.Popen[str], None, None]:
-    """A process of ours, killed at the end whatever happens."""
+    """A process of ours, ended at the end whatever happens: by itself if it can, so that it leaves nothing behind."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -43,9 +43,12 @@ def running(*command: str, **variables: str) -> Generator[subprocess.Popen[str],
     try:
         yield process
     finally:
-        if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.wait()
+            process.wait()
         if process.stdout is not None:
             process.stdout.close()
 

@@ -174,7 +174,7 @@ def test_with_real_transactions_the_commit_emits(emitted_events: EmittedEvents) 
         assert emitted_events.pending == [OrderPlaced(number=1)]
         emitted_events.assert_pending(OrderPlaced)
     assert emitted_events.emitted == [OrderPlaced(number=1)]
-    assert emitted_events.pending == []
+    assert (emitted_events.pending, emitted_events.rolled_back) == ([], [])
 
 
 @pytest.mark.django_db

@@ -20,7 +20,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import PublishError
 
 from dispytch_integrations._rabbitmq_errors import translate, unroutable
-from dispytch_integrations._rabbitmq_frames import PERSISTENT, expiration_of
+from dispytch_integrations._rabbitmq_frames import PERSISTENT, encode_table, expiration_of
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, UnroutableError
 from dispytch_integrations.message import Message
 
@@ -149,6 +149,9 @@ def _words(frame: object) -> str | None:
 
 
 def _properties(message: Message) -> aiormq.spec.Basic.Properties:
+    """The message's properties. Raises HeaderError for a header that AMQP cannot carry."""
+    # pamqp cuts long names without a word, and sends floats for which the broker closes the connection.
+    encode_table(message.headers)
     get = message.properties.get
     timestamp = get("timestamp")
     return aiormq.spec.Basic.Properties(

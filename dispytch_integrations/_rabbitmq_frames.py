@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
+from math import isfinite
 from struct import Struct
 from typing import Any, cast
 
@@ -155,6 +156,8 @@ def _value(name: str, value: Any) -> bytes:
             return b"l" + _int64(value)
         raise HeaderError(f"the header {name!r} is an int of more than 64 bits; give it as str")
     if isinstance(value, float):
+        if not isfinite(value):
+            raise HeaderError(f"the header {name!r} is the float {value}, for which RabbitMQ closes the connection")
         return b"d" + _double(value)
     if isinstance(value, str):
         text = value.encode()
@@ -163,7 +166,10 @@ def _value(name: str, value: Any) -> bytes:
         return b"x" + _long(len(value)) + value
     if isinstance(value, datetime):
         moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        return b"T" + _timestamp(max(0, int(moment.timestamp())))
+        seconds = int(moment.timestamp())
+        if seconds < 0:
+            raise HeaderError(f"the header {name!r} is a time before 1970, which AMQP does not know; give it as str")
+        return b"T" + _timestamp(seconds)
     if isinstance(value, Decimal):
         return b"D" + _scaled(name, value)
     if isinstance(value, dict):

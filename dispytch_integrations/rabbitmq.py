@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from importlib import import_module
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -65,9 +66,13 @@ class RabbitMQEventConfig(BackendConfig):
     priority: int | None = Field(default=None, ge=0, le=255)
     """For queues that were declared with `x-max-priority`."""
     expiration: int | float | datetime | timedelta | None = None
-    """How long a queue keeps it: seconds, a timedelta, or the moment until which. None: without end."""
+    """How long a queue keeps it: seconds, a timedelta, or the moment until which (without a time zone:
+    in this machine's local time, as `datetime.now()` gives it). None: without end."""
     headers: dict[str, Any] | None = None
-    """Metadata beside the body: str, numbers, bool, bytes, datetime, Decimal, lists and dicts keep their type."""
+    """Metadata beside the body: str, numbers, bool, bytes, datetime, Decimal, lists and dicts keep their type.
+
+    A datetime without a time zone is one in UTC. Floats that are infinite or no number are refused.
+    """
     content_type: str | None = None
     """Media type of the body; None: the serializer's."""
     content_encoding: str | None = None
@@ -82,7 +87,8 @@ class RabbitMQEventConfig(BackendConfig):
     Messages with the same id are sent one after the other: returned ones are told apart by it.
     """
     timestamp: int | float | datetime | timedelta | None = None
-    """When it was made: seconds of the epoch, a moment, or a timedelta from now. In whole seconds."""
+    """When it was made: seconds of the epoch, a moment (without a time zone: in UTC), or a timedelta from now. In
+    whole seconds."""
     type: str | None = None
     """AMQP's property `type`, free for the application; the event's type is in its headers."""
     user_id: str | None = None
@@ -136,7 +142,7 @@ class RabbitMQEventRoute(EventRoute):
     def encode_properties(cls, properties: dict[str, Any]) -> str | None:
         """Times as numbers: `expiration` in milliseconds as text, or `expires_at` and `timestamp` in epoch seconds.
 
-        Raises RouteError for a property that is longer than AMQP allows.
+        Raises RouteError for a property that is longer than AMQP allows, or a time before 1970.
         """
         for name in _SHORT_PROPERTIES:
             text = properties.get(name)
@@ -145,28 +151,44 @@ class RabbitMQEventRoute(EventRoute):
         expiration = properties.get("expiration")
         if isinstance(expiration, datetime):
             del properties["expiration"]
-            properties["expires_at"] = _aware(expiration).timestamp()
+            # Of a naive one that is by this machine's clock, as in aio-pika: what datetime.now() gives, plus something.
+            properties["expires_at"] = expiration.timestamp()
         elif isinstance(expiration, (int, float, timedelta)):
             seconds = expiration.total_seconds() if isinstance(expiration, timedelta) else expiration
             properties["expiration"] = str(int(seconds * 1000))
         timestamp = properties.get("timestamp")
         if isinstance(timestamp, datetime):
-            properties["timestamp"] = int(_aware(timestamp).timestamp())
+            properties["timestamp"] = int(_in_utc(timestamp).timestamp())
         elif isinstance(timestamp, timedelta):
             properties["timestamp"] = int(time.time() + timestamp.total_seconds())
         elif timestamp is not None:
             properties["timestamp"] = int(timestamp)
+        if properties.get("timestamp", 0) < 0:
+            raise RouteError("the property timestamp is before 1970, which AMQP does not know; put it into a header")
         if "delivery_mode" in properties:
             properties["delivery_mode"] = int(properties["delivery_mode"])
         return None
 
     @classmethod
     def encode_header(cls, value: Any) -> Any:
-        """Types that AMQP knows stay what they are; UUIDs, dates and enums become text. Raises TypeError."""
+        """Types that AMQP knows stay what they are; UUIDs, dates and enums become text.
+
+        A datetime without a time zone is one in UTC; one before 1970 becomes text (ISO 8601).
+        Raises TypeError, for a float that is no number or infinite, too.
+        """
         if isinstance(value, Enum):
             value = value.value
-        if isinstance(value, bool) or value is None or isinstance(value, (str, bytes, float, datetime)):
+        if isinstance(value, bool) or value is None or isinstance(value, (str, bytes)):
             return value
+        if isinstance(value, float):
+            if not isfinite(value):
+                raise TypeError(
+                    f"for the float {value} RabbitMQ closes the connection; give it as str, or leave it out"
+                )
+            return value
+        if isinstance(value, datetime):
+            moment = _in_utc(value)
+            return moment if moment.timestamp() >= 0 else moment.isoformat()
         if isinstance(value, int):
             if not -(2**63) <= value < 2**63:
                 raise TypeError("an int of more than 64 bits is not known to AMQP; give it as str")
@@ -177,7 +199,7 @@ class RabbitMQEventRoute(EventRoute):
             small = isinstance(exponent, int) and -9 <= exponent <= 0 and abs(value.scaleb(-exponent)) < 2**31
             return value if small else str(value)
         if isinstance(value, BaseModel):
-            return value.model_dump(mode="json")
+            value = value.model_dump(mode="json")
         if isinstance(value, Mapping):
             return {str(name): cls.encode_header(item) for name, item in cast("Mapping[str, Any]", value).items()}
         if isinstance(value, (list, tuple)):
@@ -185,9 +207,9 @@ class RabbitMQEventRoute(EventRoute):
         return header_text(value)
 
 
-def _aware(moment: datetime) -> datetime:
-    # A naive time is this machine's local one, as everywhere in datetime.
-    return moment if moment.tzinfo is not None else moment.astimezone(UTC)
+def _in_utc(moment: datetime) -> datetime:
+    """`moment`, with UTC where it has no time zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 class _RabbitMQProducer(Producer):

@@ -7,6 +7,7 @@ import json
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -275,7 +276,13 @@ async def test_properties_arrive(emitter: EventEmitter, channel: AbstractChannel
 
 @pytest.mark.parametrize(
     ("expiration", "seconds"),
-    [(2, 2.0), (1.5, 1.5), (timedelta(minutes=1), 60.0), (lambda: datetime.now(UTC) + timedelta(seconds=90), 90.0)],
+    [
+        (2, 2.0),
+        (1.5, 1.5),
+        (timedelta(minutes=1), 60.0),
+        (lambda: datetime.now(UTC) + timedelta(seconds=90), 90.0),
+        (lambda: datetime.now() + timedelta(seconds=90), 90.0),
+    ],
 )
 async def test_expiration_takes_every_type_of_time(
     emitter: EventEmitter, channel: AbstractChannel, unique: str, expiration: Any, seconds: float
@@ -320,6 +327,55 @@ async def test_headers_keep_the_types_that_amqp_knows(
     }  # fmt: skip
     with pytest.raises(HeaderError, match="64 bits"):
         await emitter.emit(_event(unique), headers={"n": 2**63})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")], {"ratio": float("nan")}])
+async def test_float_that_is_no_number_is_refused(
+    emitter: EventEmitter, channel: AbstractChannel, unique: str, value: object
+) -> None:
+    """RabbitMQ closes the connection for one, and with it everybody's events: it must not get there."""
+    queue = await _queue(channel, unique)
+    with pytest.raises(HeaderError, match=r"'ratio'.*give it as str"):
+        await emitter.emit(_event(unique), headers={"ratio": value})
+    await emitter.emit(_event(unique))
+    assert len(await _next(queue)) == 1
+
+
+@pytest.mark.parametrize("headers", [{"n" * 129: "x"}, {"nested": {"n" * 129: "x"}}])
+async def test_header_with_a_name_that_is_too_long_is_refused(
+    emitter: EventEmitter, channel: AbstractChannel, unique: str, headers: dict[str, Any]
+) -> None:
+    """pamqp cuts it after 128 bytes without a word: consumers would look for it in vain."""
+    await _queue(channel, unique)
+    with pytest.raises(HeaderError, match="AMQP allows 128"):
+        await emitter.emit(_event(unique), headers=headers)
+
+
+async def test_times_before_1970_keep_their_value(emitter: EventEmitter, channel: AbstractChannel, unique: str) -> None:
+    """A date of birth must not arrive as 1970-01-01, which is what AMQP's unsigned seconds make of it."""
+    queue = await _queue(channel, unique)
+    await emitter.emit(_event(unique), headers={"born": datetime(1960, 2, 3, tzinfo=UTC)})
+    [message] = await _next(queue)
+    assert message.headers["born"] == "1960-02-03T00:00:00+00:00"
+    with pytest.raises(RouteError, match="timestamp is before 1970"):
+        await emitter.emit(_event(unique, RabbitMQEventConfig(timestamp=datetime(1960, 2, 3, tzinfo=UTC))))
+
+
+async def test_time_without_a_zone_is_in_utc(
+    emitter: EventEmitter, channel: AbstractChannel, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same value must not mean two moments, one in a header and one in the timestamp, on a machine in New York."""
+    queue = await _queue(channel, unique)
+    naive = datetime(2026, 1, 2, 3, 4, 5)
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        await emitter.emit(_event(unique, RabbitMQEventConfig(timestamp=naive)), headers={"at": naive})
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    [message] = await _next(queue)
+    assert message.timestamp == message.headers["at"] == naive.replace(tzinfo=UTC)
 
 
 async def test_events_are_persistent_by_default(emitter: EventEmitter, channel: AbstractChannel, unique: str) -> None:

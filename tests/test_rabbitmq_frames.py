@@ -24,7 +24,7 @@ _short = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=
 _scalars = (
     st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | _text
     | st.binary(max_size=40).map(bytearray)
     | st.datetimes(datetime(1970, 1, 1), datetime(2106, 1, 1), timezones=st.just(UTC)).map(
@@ -98,7 +98,16 @@ def test_properties_are_read_back(properties: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n" * 129, ""), ("big", 2**63), ("object", object()), ("exact", Decimal("1e40"))]
+    ("name", "value"),
+    [
+        ("n" * 129, ""),
+        ("big", 2**63),
+        ("object", object()),
+        ("exact", Decimal("1e40")),
+        ("nan", float("nan")),
+        ("infinite", [float("-inf")]),
+        ("old", datetime(1960, 1, 1, tzinfo=UTC)),
+    ],
 )
 def test_what_amqp_cannot_carry_is_refused(name: str, value: Any) -> None:
     """pamqp cuts a long name without a word; an error says which header it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +15,9 @@ __all__ = ["HeldBack", "held_back", "suppress_emits"]
 
 _innermost: ContextVar[HeldBack | None] = ContextVar("dispytch_held_back", default=None)
 
-_Entered = tuple[Token["HeldBack | None"], Any]
-_tokens: ContextVar[_Entered | None] = ContextVar("dispytch_held_back_tokens", default=None)
+_Entered = tuple["HeldBack | None", Any]
+_entered: ContextVar[_Entered | None] = ContextVar("dispytch_held_back_entered", default=None)
+"""What counted before the innermost block was entered, and the same of the block around it."""
 
 
 class HeldBack:
@@ -58,16 +59,17 @@ class suppress_emits(Decorating[HeldBack]):  # noqa: N801 - as Django's override
 
     def __enter__(self) -> HeldBack:
         held = HeldBack()
-        token = _innermost.set(held)
-        # Kept in the context itself: one object may be entered by several tasks, and within itself.
-        _tokens.set((token, _tokens.get()))
+        # Kept in the context itself: one object may be entered by several tasks, and within itself. Without a token:
+        # a fixture or generator may be left in a copy of the context that it was entered in.
+        _entered.set((_innermost.get(), _entered.get()))
+        _innermost.set(held)
         return held
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        entry = _tokens.get()
+        entry = _entered.get()
         if entry is not None:
-            token, outer = entry
-            _innermost.reset(token)
-            _tokens.set(outer)
+            before, around = entry
+            _innermost.set(before)
+            _entered.set(around)

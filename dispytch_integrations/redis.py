@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dispytch_integrations._client_options import wrong_types
 from dispytch_integrations._redis_commands import STREAM, Command, Delivery, encode
@@ -38,12 +38,37 @@ if TYPE_CHECKING:
 
     from dispytch_integrations._redis_connections import Connections, Credentials
 
-__all__ = ["RedisBackend", "RedisEventRoute", "RedisOptions", "RedisProducer", "RedisStreamEventRoute"]
+__all__ = [
+    "RedisBackend",
+    "RedisEventConfig",
+    "RedisEventRoute",
+    "RedisOptions",
+    "RedisProducer",
+    "RedisStreamEventRoute",
+]
 
 logger = logging.getLogger(__name__)
 
 _SEND_TIMEOUT = 5.0
 _MOST_WARNINGS = 1000
+
+
+class RedisEventConfig(BackendConfig):
+    """Nothing: Redis knows no properties of a message, so that an event needs no `__backend_config__`.
+
+    It is what keeps those of other transports away, whose settings would be ignored. Headers, which streams alone
+    have, are given with the event: `emit(event, headers={...})`.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_nothing(cls, given: Any) -> Any:
+        if given:
+            raise ValueError(
+                "Redis knows no properties of a message: leave __backend_config__ out, and give the headers of a "
+                "stream's entry with emit(event, headers={...})"
+            )
+        return given
 
 
 class RedisEventRoute(EventRoute):
@@ -57,6 +82,7 @@ class RedisEventRoute(EventRoute):
 
     transport: ClassVar[str] = "redis"
     destination_field: ClassVar[str | None] = "channel"
+    config_type: ClassVar[type[BackendConfig]] = RedisEventConfig
     supports_headers: ClassVar[bool] = False
 
     channel: str
@@ -81,6 +107,7 @@ class RedisStreamEventRoute(EventRoute):
     transport: ClassVar[str] = "redis"
     kind: ClassVar[str | None] = STREAM
     destination_field: ClassVar[str | None] = "stream"
+    config_type: ClassVar[type[BackendConfig]] = RedisEventConfig
     supports_headers: ClassVar[bool] = True
     cloudevents_prefix: ClassVar[str] = "ce_"
     content_type_header: ClassVar[str | None] = "content-type"
@@ -165,6 +192,8 @@ class RedisProducer(Producer):
         """
         if not isinstance(route, self.routes):
             raise RouteError(f"RedisProducer takes no {type(route).__name__}; use RedisEventRoute(channel=...)")
+        if config is not None and not isinstance(config, route.config_type):
+            raise RouteError(f"a {type(route).__name__} goes with no {type(config).__name__}; leave it out")
         properties = {name: value for name, value in route.__dict__.items() if name != "safe" and value is not None}
         if route.kind is not None:
             properties["kind"] = route.kind

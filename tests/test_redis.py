@@ -24,9 +24,11 @@ from dispytch_integrations.errors import (
     WrongLoopError,
 )
 from dispytch_integrations.hooks import Hook
+from dispytch_integrations.kafka import KafkaEventConfig
 from dispytch_integrations.message import Message
 from dispytch_integrations.producer import Producer
-from dispytch_integrations.redis import RedisEventRoute, RedisProducer, RedisStreamEventRoute
+from dispytch_integrations.rabbitmq import RabbitMQEventConfig
+from dispytch_integrations.redis import RedisEventConfig, RedisEventRoute, RedisProducer, RedisStreamEventRoute
 from tests.contract import Listen, MakeRoute, ProducerContract, Receive, Received
 from tests.support.brokers import Redis as OwnRedis
 
@@ -419,6 +421,26 @@ async def test_empty_destination_is_refused(client: Any, route: Any) -> None:
 
     with pytest.raises(RouteError, match="is empty"):
         await RedisProducer(client).send(b"{}", route)
+
+
+@pytest.mark.parametrize("route", [RedisEventRoute(channel="alerts"), RedisStreamEventRoute(stream="orders")])
+@pytest.mark.parametrize(
+    "config", [KafkaEventConfig(headers={"tenant": "acme"}), RabbitMQEventConfig(headers={"tenant": "acme"})]
+)
+async def test_configuration_of_another_transport_is_refused(client: Any, route: Any, config: Any) -> None:
+    """An event that moved from Kafka to Redis must not lose its headers without a word."""
+    with pytest.raises(
+        RouteError, match=f"is a {type(config).__name__}, but a {type(route).__name__} goes with a Redis"
+    ):
+
+        class Moved(EventBase):
+            __route__ = route
+            __backend_config__ = config
+
+    with pytest.raises(RouteError, match="leave it out"):
+        await RedisProducer(client).send(b"{}", route, config)
+    with pytest.raises(ValueError, match="leave __backend_config__ out"):
+        RedisEventConfig.model_validate({"headers": {"tenant": "acme"}})
 
 
 # -- channels ------------------------------------------------------------------------------------------------------

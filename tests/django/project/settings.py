@@ -1,6 +1,7 @@
 """Settings: memory and SQLite, unless the environment names a broker (TEST_BROKER) or another database (TEST_DATABASE).
 
-TEST_DATABASE: "postgresql" or "mariadb": those of this machine, or TEST_DATABASE_HOST and TEST_DATABASE_PORT.
+TEST_DATABASE: "postgresql" or "mariadb": those of this machine, or TEST_DATABASE_HOST and TEST_DATABASE_PORT, USER and
+PASSWORD. TEST_DATABASE_PREFIX: what the databases' names begin with.
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ def _database(name: str) -> dict[str, Any]:
     kind = os.environ.get("TEST_DATABASE", "sqlite")
     host = os.environ.get("TEST_DATABASE_HOST", "127.0.0.1")
     port = os.environ.get("TEST_DATABASE_PORT", "")
+    prefix = os.environ.get("TEST_DATABASE_PREFIX", "dispytch")
     if kind == "postgresql":
         return {
             "ENGINE": "django.db.backends.postgresql",
-            "NAME": f"dispytch_{name}",
+            "NAME": f"{prefix}_{name}",
             "USER": os.environ.get("TEST_DATABASE_USER", "postgres"),
+            "PASSWORD": os.environ.get("TEST_DATABASE_PASSWORD", ""),
             "HOST": host,
             "PORT": port or "5432",
         }
     if kind == "mariadb":
         return {
             "ENGINE": "django.db.backends.mysql",
-            "NAME": f"dispytch_{name}",
+            "NAME": f"{prefix}_{name}",
             "USER": os.environ.get("TEST_DATABASE_USER", "root"),
             "PASSWORD": os.environ.get("TEST_DATABASE_PASSWORD", ""),
             "HOST": host,

@@ -218,7 +218,13 @@ class _AwaitedCall(_Call[_T]):
 
 
 def refuse_patched_threads() -> None:
-    """Raise ConfigurationError where gevent or eventlet has replaced threads: an event loop cannot run beside them."""
+    """Raise ConfigurationError where no event loop can run in a thread: gevent, eventlet, uWSGI without threads."""
+    # uWSGI puts this module there. Its older versions hold the GIL between requests, unless told otherwise.
+    if getattr(sys.modules.get("uwsgi"), "has_threads", True) == 0:
+        raise ConfigurationError(
+            "uWSGI runs without Python threads, so the emitter's event loop would stand still between requests, and "
+            "events with it; start uWSGI with --enable-threads"
+        )
     by = _patched_by()
     if by is None:
         return

@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -25,6 +26,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 from redis.asyncio import Redis
 
+from dispytch_integrations.django import emit
+from dispytch_integrations.django.testing import override_brokers
+from dispytch_integrations.errors import ConfigurationError
+from tests.django.project.shop.events import OrderPlaced
 from tests.support.proxy import TCPProxy
 from tests.support.servers import ROOT, Server, Shop, serving
 
@@ -353,6 +358,16 @@ async def test_a_reload_of_the_code_loses_no_event(
         assert await stream.missing(shop.placed) == set(), server.output()
 
 
+def test_uwsgi_without_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its older versions stop all threads between requests: events would wait in the process for the next request."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=0))
+    with override_brokers("memory"), pytest.raises(ConfigurationError, match="start uWSGI with --enable-threads"):
+        emit(OrderPlaced(number=1))
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1))
+    with override_brokers("memory"):
+        emit(OrderPlaced(number=1))
+
+
 async def test_no_event_is_lost_with_kafka_either(kafka_url: str, unique: str, folder: Path) -> None:
     """aiokafka keeps messages back to send them together, and its library is loaded before the fork."""
     async with serving_project(PRELOAD, folder, broker=kafka_url, name=unique) as server:
@@ -407,6 +422,7 @@ async def test_migrate_opens_no_connection(slow: TCPProxy, redis_url: str, uniqu
     assert slow.accepted == 0
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("options", [(), ("--max-tasks-per-child", "1")], ids=["celery", "celery, a process per task"])
 async def test_no_event_of_a_celery_task_that_has_committed_is_lost(
     options: Sequence[str], stream: Arrivals, slow: TCPProxy, redis_url: str, unique: str, folder: Path
@@ -429,12 +445,12 @@ async def test_no_event_of_a_celery_task_that_has_committed_is_lost(
 
         await slow.stall()
         await tasks.place(10, 11)
-        while not committed_in(folder) & {10, 11}:
-            await asyncio.sleep(0.05)
+        await worker.wait_for_output("succeeded in", times=10)
         worker.terminate()
         await worker.wait_for_output("Warm shutdown")
         await slow.resume()
-        await worker.exit_code(20)
+        # A child whose last result the parent has not read yet waits half a minute for it, before it ends.
+        await worker.exit_code(45)
         assert await stream.missing(committed_in(folder)) == set(), worker.output()
 
 

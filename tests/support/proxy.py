@@ -49,7 +49,8 @@ class TCPProxy:
         for writer in list(self._writers):
             # Without lingering the kernel sends RST where it would send an orderly FIN.
             connection = writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # It has just ended by itself.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         for task in tasks:
             task.cancel()

@@ -46,10 +46,10 @@ class Server:
         there = {f"socket:[{row[9]}]" for row in rows if int(row[2].rpartition(":")[2], 16) == port}
         return sum(os.readlink(file) in there for file in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
-    async def wait_for_output(self, text: str) -> None:
-        """Wait until it has printed `text`."""
+    async def wait_for_output(self, text: str, times: int = 1) -> None:
+        """Wait until it has printed `text` so many times."""
         async with asyncio.timeout(20):
-            while text not in self.output():
+            while self.output().count(text) < times:
                 await asyncio.sleep(0.05)
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:

@@ -396,6 +396,10 @@ class RabbitMQBackend(Backend):
         from dispytch_integrations._rabbitmq_connection import option_problems
 
         problems = list(option_problems(url, self._client_options))
+        if "" in options.exchanges:
+            problems.append(
+                "exchanges: the default exchange '' is always there, and nobody may declare it; leave it out"
+            )
         if problems:
             raise ConfigurationError(problems)
 

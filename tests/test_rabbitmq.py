@@ -537,6 +537,7 @@ async def test_options_of_the_client_reach_it(rabbitmq_url: str) -> None:
         ("rabbitmq://127.0.0.1:1", {"heartbeat": "abc"}, "heartbeat is of type str; write a number"),
         ("rabbitmq://127.0.0.1:1?heartbeat=7.5", {}, "write whole seconds"),
         ("rabbitmq://127.0.0.1:1", {"client": {"timeout": "abc"}}, "timeout is of type str; write a number"),
+        ("rabbitmq://127.0.0.1:1", {"exchanges": {"": None}}, "always there.*leave it out"),
         ("rabbitmq://127.0.0.1:1", {"auth": "krb"}, "auth='krb' is not known.*plain"),
         ("amqps://127.0.0.1:1", {"cafile": "/nope"}, "No such file.*check cafile"),
         ("amqps://127.0.0.1:1?certfile=/nope", {}, "No such file.*check cafile"),

@@ -8,6 +8,8 @@ How a block of README.md or docs/*.md is treated:
 - `<!-- not run: reason -->` above a block: it is compiled, not run.
 - `<!-- output -->` above a text block: the last Python block has printed this; `...` stands for anything.
 - `<!-- check` ... `-->`: Python that readers do not see, run in its place.
+
+A page with `django-admin startproject` builds a project instead: see `tests.support.django_pages`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
-import doctest
 import inspect
 import io
 import re
@@ -26,7 +27,6 @@ import tomllib
 import types
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ import pytest
 from dispytch_integrations import errors
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.settings import load_brokers
+from tests.support.django_pages import DjangoPage
+from tests.support.pages import Block, blocks_of, compare, replaced
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -43,49 +45,8 @@ LANGUAGES = {"python", "bash", "text", "json", "ini", "http"}
 EXCHANGES = ("user.events", "partner.events", "shop.events")
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block, or a hidden check."""
-
-    page: Path
-    line: int
-    language: str
-    code: str
-    comment: str
-
-    @property
-    def file(self) -> str | None:
-        """The name of the file that the reader is told to make of it."""
-        match = re.match(r"# ([\w/]+\.py)$", self.code, re.MULTILINE)
-        return match[1] if match else None
-
-    def __str__(self) -> str:
-        return f"{_name(self.page)}:{self.line}"
-
-
 def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    """The blocks of a page, in order; MyST's directives are left out."""
-    lines = page.read_text().splitlines()
-    index, comment = 0, ""
-    while index < len(lines):
-        line = lines[index].strip()
-        fence = re.match(r"(`{3,})(.*)", line)
-        end = fence[1] if fence else "-->" if line == "<!-- check" else None
-        if end is not None:
-            first = index + 1
-            index = next((at for at in range(first, len(lines)) if lines[at].strip() == end), len(lines))
-            language = fence[2].strip() if fence else "python"
-            if not language.startswith("{"):
-                code = textwrap.dedent("\n".join(lines[first:index]))
-                yield Block(page, first + 1, language, code, comment)
-        if line:
-            match = re.fullmatch(r"<!-- (.*) -->", line)
-            comment = match[1] if match else ""
-        index += 1
 
 
 # -- running a page ------------------------------------------------------------------------------------------------
@@ -109,7 +70,7 @@ class Page:
                 if block.language == "python":
                     self._take(block, runner)
                 elif block.comment == "output":
-                    self._compare(block)
+                    compare(block, self._printed, self._replacements)
             # Those that were only shown: what their block says is read, and not connected to.
             for config, options in unopened.values():
                 load_brokers(config, options)
@@ -118,7 +79,7 @@ class Page:
 
     def _take(self, block: Block, runner: asyncio.Runner) -> None:
         code = compile(
-            "\n" * (block.line - 1) + self._replaced(block.code),
+            "\n" * (block.line - 1) + replaced(block.code, self._replacements),
             _name(self._page),
             "exec",
             flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
@@ -127,7 +88,7 @@ class Page:
         if block.comment.startswith("not run: "):
             return
         if block.file is not None:
-            (self._folder / block.file).write_text(self._replaced(block.code))
+            (self._folder / block.file).write_text(replaced(block.code, self._replacements))
             if block.file.startswith(("test_", "conftest")):
                 return
         printed = io.StringIO()
@@ -136,19 +97,6 @@ class Page:
             if inspect.iscoroutine(result):
                 runner.run(result)
         self._printed = printed.getvalue()
-
-    def _replaced(self, code: str) -> str:
-        for text, by in self._replacements.items():
-            code = code.replace(text, by)
-        return code
-
-    def _compare(self, block: Block) -> None:
-        expected = self._replaced(block.code) + "\n"
-        checker = doctest.OutputChecker()
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        assert checker.check_output(expected, self._printed, flags), (
-            f"{block}: the page says\n{expected}\nand this was printed:\n{self._printed}"
-        )
 
     def _run_tests(self) -> None:
         (self._folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
@@ -232,7 +180,10 @@ def exchanges(rabbitmq_url: str, unique: str) -> Iterator[None]:
     asyncio.run(declare(True))
 
 
-WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
+PROJECTS = [page for page in PAGES if "django-admin startproject" in page.read_text()]
+WITH_PYTHON = [
+    page for page in PAGES if page not in PROJECTS and any(block.language == "python" for block in blocks_of(page))
+]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=_name)
@@ -249,6 +200,31 @@ def test_python_blocks_run(
         for name in set(sys.modules) - known:
             if name == "documented" or (tmp_path / f"{name}.py").exists():
                 del sys.modules[name]
+
+
+@pytest.mark.timeout(200)  # A process for each of its commands.
+@pytest.mark.parametrize("page", PROJECTS, ids=_name)
+def test_projects_are_built(page: Path, replacements: dict[str, str], tmp_path: Path) -> None:
+    """Who follows a page step by step from an empty folder gets what it shows: files, commands, output, tests."""
+    DjangoPage(page, tmp_path, replacements).run()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("page", PROJECTS, ids=_name)
+async def test_servers_of_projects_serve(page: Path, replacements: dict[str, str], tmp_path: Path) -> None:
+    """What is copied into a unit file has to start, to deliver, and to end: under each server that the page names."""
+    project = DjangoPage(page, tmp_path, replacements)
+    project.build()
+    customers: set[str] = set()
+    for command in project.servers():
+        customers.add(await _serve(project, command))
+    assert len(customers) > 5
+    arrived = _arrived(replacements["localhost:9092"], "orders", customers)
+    assert await asyncio.wait_for(arrived, 20) == customers
+
+
+async def _serve(project: DjangoPage, command: list[str]) -> str:
+    """Run a server of a page for one request; return the customer whose order was placed."""
 
 
 def test_a_wrong_block_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,15 +265,17 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     """The first thing a stranger does is to paste a command."""
     files = {block.file for block in blocks_of(page)} - {None}
+    if page in PROJECTS:
+        files |= {"manage.py", "mysite/settings.py", "mysite/wsgi.py"}  # Of startproject.
     for block in blocks_of(page):
         if block.language == "bash":
-            for line in block.code.replace("\\\n", " ").splitlines():
-                _check_command(line.partition(" #")[0].strip(), block, files)
+            for line in block.commands:
+                _check_command(line, block, files)
 
 
 def _check_command(line: str, block: Block, files: set[str | None]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name, extras in re.findall(r"(dispytch-integrations|\.)\[([\w,]+)\]", line):
         unknown = set(extras.split(",")) - set(project["optional-dependencies"])
         assert not unknown, f"{block}: {name} has no extra {', '.join(sorted(unknown))}"
@@ -308,9 +286,10 @@ def _check_command(line: str, block: Block, files: set[str | None]) -> None:
         case ["python", file, *_] if file.endswith(".py"):
             assert file in files, f"{block}: the page has no block `# {file}`"
         case ["uvicorn" | "hypercorn" | "gunicorn", *arguments]:
-            named = [argument for argument in arguments if re.fullmatch(r"\w+:\w+", argument)]
+            named = [argument for argument in arguments if re.fullmatch(r"[\w.]+:\w+|\w+\.\w+", argument)]
             assert named, f"{block}: no app is named"
-            assert f"{named[0].partition(':')[0]}.py" in files, f"{block}: the page has no block for {named[0]}"
+            module = named[0].partition(":")[0].replace(".", "/")
+            assert f"{module}.py" in files, f"{block}: the page has no block for {named[0]}"
         case _:
             pass
 

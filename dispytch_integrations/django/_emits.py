@@ -33,7 +33,7 @@ def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[
 
     Raises TypeError for a coroutine function, and for arguments that are no signal.
     """
-    signals = [signal] if isinstance(signal, Signal) else list(signal)
+    signals = list(signal) if isinstance(signal, Iterable) else [signal]
     senders = list(cast("list[Any]", sender)) if isinstance(sender, (list, tuple, set)) else [sender]
     if not signals or not all(isinstance(each, Signal) for each in signals):
         raise TypeError("emits() takes a Django signal, or several: @emits(post_save, sender=Order)")
@@ -67,7 +67,7 @@ def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
 _emitter = Emitter()
 
 
-def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, **arguments: Any) -> None:
+def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, /, **arguments: Any) -> None:
     if arguments.get("raw") or getattr(arguments.get("sender"), "__module__", None) == "__fake__":
         return
     using = arguments.get("using")

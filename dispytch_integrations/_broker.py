@@ -150,22 +150,28 @@ class Broker(Outlet):
             raise self._not_started()
         if self._loop is None or asyncio.get_running_loop() is not self._loop:
             raise self._wrong_place()
-        timeout, loop = self.timeout, self._loop
-        started = loop.time()
+        timeout = await self._wait_for_start(self.timeout)
         if self.state == "starting":
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._decided.wait()
-            except TimeoutError:
-                why = f": {self.last_error}" if self.last_error else ""
-                return self._refuse(messages, f"is still being connected to after {timeout} s{why}")
+            why = f": {self.last_error}" if self.last_error else ""
+            return self._refuse(messages, f"is still being connected to after {self.timeout} s{why}")
         if self.state == "down":
             return self._refuse(messages, f"is down: {self.last_error}")
         if not self._up:
             raise self._not_started()
-        if timeout is not None:
-            timeout = max(0.001, timeout - (loop.time() - started))
         return await self._deliver(messages, timeout)
+
+    async def _wait_for_start(self, timeout: float | None) -> float | None:
+        """Wait while the state is "starting", at most `timeout` seconds; return what is left of them."""
+        if self.state != "starting":
+            return timeout
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._decided.wait()
+        except TimeoutError:
+            pass
+        return None if timeout is None else max(0.001, timeout - (loop.time() - started))
 
     def _refuse(self, messages: Sequence[Message], why: str) -> list[Exception | None]:
         outcomes: list[Exception | None] = [
@@ -186,13 +192,18 @@ class Broker(Outlet):
             raise self._not_started()
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_place()
-        if self.state == "starting":
-            raise BrokerUnavailableError(f"{self.backend.address} is still being connected to")
-        if self._connecting is not None and not self._connecting.done():
-            raise BrokerUnavailableError(f"{self.backend.address} is down: {self.last_error}")
+        # At the first use in a process it would tell of an outage that is none.
         limit = timeout if timeout is not None else self.timeout
+        left = await self._wait_for_start(limit)
+        if self.state == "starting":
+            why = f": {self.last_error}" if self.last_error else ""
+            raise BrokerUnavailableError(f"{self.backend.address} is still being connected to{why}")
+        if self.state in ("stopping", "stopped"):
+            raise self._not_started()
+        if self._connecting is not None and not self._connecting.done() and not self._up:
+            raise BrokerUnavailableError(f"{self.backend.address} is down: {self.last_error}")
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(left):
                 await self.backend.ping()
         except Exception as exc:
             raise BrokerUnavailableError(f"{self.backend.address} {self._tell(exc, limit)}") from exc

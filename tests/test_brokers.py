@@ -567,6 +567,23 @@ async def test_a_ping_tells_of_every_broker_and_ends_in_time(faults: Callable[[s
     assert isinstance((await brokers.ping())["a"], NotStartedError)
 
 
+async def test_a_ping_during_the_start_waits_for_it(faults: Callable[[str], Fault]) -> None:
+    """The first health check of a process connects: it is not told of an outage that is none."""
+    go = asyncio.Event()
+
+    async def slow() -> None:
+        await go.wait()
+
+    faults("a").start = slow
+    brokers = connect("fake://a", required=False)
+    async with brokers:
+        assert "is still being connected to" in str((await brokers.ping(timeout=0.05))["default"])
+        ping = asyncio.create_task(brokers.ping())
+        await until(lambda: faults("a").starts == 1)
+        go.set()
+        assert await ping == {"default": None}
+
+
 # -- where it must refuse ------------------------------------------------------------------------------------------
 
 

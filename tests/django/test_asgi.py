@@ -372,6 +372,31 @@ async def test_requests_under_asgi_have_an_emitter(middleware: list[str], path: 
     assert [message.payload for message in sent()] == [b'{"number":1}']
 
 
+class Watching(EmitterMiddleware):
+    """Says where it runs."""
+
+    on_a_loop: list[bool] = []
+
+    def __call__(self, request: HttpRequest) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.on_a_loop.append(False)
+        else:
+            self.on_a_loop.append(True)
+        return super().__call__(request)
+
+
+async def test_the_middleware_runs_where_the_server_does(settings: Settings) -> None:
+    """Adapted by Django it would take a thread per request under ASGI, and an event loop per request under WSGI."""
+    settings.MIDDLEWARE = [f"{__name__}.Watching"]
+    Watching.on_a_loop.clear()
+    await AsyncClient().get("/aemit/1")
+    assert Watching.on_a_loop == [True]
+    await sync_to_async(Client().get)("/emit/1")
+    assert Watching.on_a_loop == [True, False]
+
+
 def test_in_a_sync_stack_the_middleware_is_sync() -> None:
     """No event loop per request under WSGI."""
     middleware = EmitterMiddleware(lambda request: HttpResponse())

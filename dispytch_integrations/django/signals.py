@@ -13,6 +13,9 @@ own (with the context variables of whoever emitted), whose database connections 
 
 from __future__ import annotations
 
+import os
+import threading
+
 from django.dispatch import Signal
 
 __all__ = ["broker_started", "broker_stopped", "event_emitted", "event_failed"]
@@ -37,3 +40,13 @@ broker_started = Signal()
 broker_stopped = Signal()
 """A connection was closed. Arguments as `broker_started`, and `abandoned`: messages that were in flight and not
 waited for any longer."""
+
+
+def _after_fork() -> None:
+    # The loop's thread asks them at every event: in a child they would be locked for ever, if they were at the fork.
+    for signal in (event_emitted, event_failed, broker_started, broker_stopped):
+        signal.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, where nothing forks.
+    os.register_at_fork(after_in_child=_after_fork)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -20,8 +21,12 @@ import dispytch_integrations
 from dispytch_integrations import errors
 
 PACKAGE = str(Path(dispytch_integrations.__file__).parent)
-MODULES = ["dispytch_integrations", *(f"dispytch_integrations.{each.name}" for each in pkgutil.iter_modules([PACKAGE]))]
-PUBLIC_MODULES = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
+# Django is configured by pytest-django before this is read; without settings its part could not be imported.
+MODULES = [
+    "dispytch_integrations",
+    *(each.name for each in pkgutil.walk_packages([PACKAGE], "dispytch_integrations.")),
+]
+PUBLIC_MODULES = [name for name in MODULES if not any(part.startswith("_") for part in name.split("."))]
 
 HEAVY = [
     "aio_pika",
@@ -53,6 +58,20 @@ CONTRACT = {
     "dispytch_integrations.blocking": ["connect_blocking"],
     "dispytch_integrations.fastapi": ["BlockingEmitterDep", "EmitterDep", "emitter_dependency", "emitter_lifespan"],
     "dispytch_integrations.starlette": ["EmitterMiddleware", "emitter_lifespan", "get_emitter"],
+    "dispytch_integrations.django": [
+        "aemit",
+        "aemit_many",
+        "aemit_on_commit",
+        "emit",
+        "emit_many",
+        "emit_on_commit",
+        "emits",
+        "get_emitter",
+        "suppress_emits",
+    ],
+    "dispytch_integrations.django.middleware": ["EmitterMiddleware"],
+    "dispytch_integrations.django.signals": ["broker_started", "broker_stopped", "event_emitted", "event_failed"],
+    "dispytch_integrations.django.asgi": ["get_asgi_application"],
 }
 
 
@@ -76,8 +95,10 @@ def _ruff_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-def _run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+def _run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -110,7 +131,8 @@ def test_public_names_are_documented(name: str) -> None:
         value = getattr(module, each)
         if not getattr(value, "__module__", "").startswith("dispytch_integrations"):
             continue
-        if inspect.isfunction(value) and not inspect.getdoc(value):
+        # Functions of a module may be the methods of one object, as those of `dispytch_integrations.django`.
+        if inspect.isroutine(value) and not inspect.getdoc(value):
             missing.append(each)
         if inspect.isclass(value):
             missing += [each] if not value.__dict__.get("__doc__") else []
@@ -152,7 +174,18 @@ def test_root_loads_only_the_core() -> None:
         "import dispytch_integrations, sys;"
         "print(' '.join(sorted(m.rpartition('.')[2] for m in sys.modules if m.startswith('dispytch_integrations.'))))"
     ).split()
-    assert not {"kafka", "rabbitmq", "redis", "memory", "blocking", "fastapi", "starlette"} & set(loaded)
+    assert not {"kafka", "rabbitmq", "redis", "memory", "blocking", "fastapi", "starlette", "django"} & set(loaded)
+
+
+def test_the_django_part_needs_no_settings_and_loads_no_driver() -> None:
+    """A settings module may import it, and a web process whose events go elsewhere carries no client."""
+    others = [name for name in HEAVY if name != "django"]
+    code = (
+        f"import dispytch_integrations.django, dispytch_integrations.django.signals, sys;"
+        f"from django.conf import settings;"
+        f"print(settings.configured, [m for m in {others} if m in sys.modules])"
+    )
+    assert _run(code, DJANGO_SETTINGS_MODULE="") == "False []"
 
 
 def test_every_error_is_in_one_tree() -> None:

@@ -1,1 +1,5 @@
 """`manage.py dispytch`."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

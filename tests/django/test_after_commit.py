@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -369,7 +370,7 @@ async def async_generator() -> Any:
     "thing",
     [None, "an event", b"an event", 1, {"number": 1}, Placed, NoEvent(), ["an event"], [None], coroutine_function,
      async_generator()],
-    ids=repr,
+    ids=lambda thing: re.sub(" at 0x.*", "", repr(thing)),
 )  # fmt: skip
 def test_what_is_no_event_is_refused(thing: Any) -> None:
     """By name, at the call, with or without a transaction."""

@@ -18,7 +18,7 @@ from dispytch_integrations.django import conf
 from dispytch_integrations.django._connections import connections, tell_after_commit
 from dispytch_integrations.django.errors import TransactionError
 
-__all__ = ["Waiting", "after_commit", "observers"]
+__all__ = ["Waiting", "after_commit", "after_write", "observers"]
 
 
 class Waiting:
@@ -67,8 +67,22 @@ observers: list[list[Waiting]] = []
 """Where tests collect what waits; see `testing`."""
 
 
+def after_write(prepared: Sequence[Prepared], database: str) -> None:
+    """Hand messages over when a write is committed that was made on `database`; at once where it is already.
+
+    Of a signal it is known where the write went: other databases' transactions do not matter.
+    """
+    connection = databases[database]
+    if not connection.in_atomic_block and _manual(connection):
+        raise _by_hand(database)
+    _wait(prepared, connection if connection.in_atomic_block else None)
+
+
 def after_commit(prepared: Sequence[Prepared], using: str | None, require_transaction: bool | None) -> None:
-    """Hand messages over when the transaction is committed that `emit_on_commit` means; at once where there is none."""
+    """Hand messages over when the transaction is committed that `emit_on_commit` means; at once where there is none.
+
+    Raises TransactionError where that cannot be told, or where there is none and one is required.
+    """
     connection = _connection(using)
     required = conf.require_transaction() if require_transaction is None else require_transaction
     if connection is None and required:
@@ -77,6 +91,10 @@ def after_commit(prepared: Sequence[Prepared], using: str | None, require_transa
             f"no transaction is open{named}, and one is required: emit inside `with transaction.atomic():`, "
             f"or give require_transaction=False"
         )
+    _wait(prepared, connection)
+
+
+def _wait(prepared: Sequence[Prepared], connection: BaseDatabaseWrapper | None) -> None:
     waiting = Waiting(prepared, connection)
     for observer in observers:
         observer.append(waiting)

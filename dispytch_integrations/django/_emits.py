@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from django.dispatch import Signal
 
 from dispytch_integrations.django._emitter import Emitter
+from dispytch_integrations.events import EventBase
 
 __all__ = ["emits"]
 
@@ -73,5 +74,10 @@ def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, /, *
     using = arguments.get("using")
     given = arguments if accepted is None else {name: value for name, value in arguments.items() if name in accepted}
     events = function(**given)
-    if events is not None:
-        _emitter.emit_on_commit(events, using=using)
+    if events is None:
+        return
+    if using is None:
+        _emitter.emit_on_commit(events)
+    else:
+        several = isinstance(events, Iterable) and not isinstance(events, EventBase)
+        _emitter._emit_after_write(list(cast("Iterable[EventBase]", events)) if several else [events], using)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._outlet import Outlet
 from dispytch_integrations.blocking import BlockingEmitter
-from dispytch_integrations.django._after_commit import after_commit
+from dispytch_integrations.django._after_commit import after_commit, after_write
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._receivers import send
 from dispytch_integrations.django._suppress import held_back
@@ -181,6 +181,18 @@ class Emitter(BlockingEmitter):
         if prepared:
             after_commit(prepared, using, require_transaction)
         return [message.id for _, message in prepared]
+
+    def _emit_after_write(self, events: Sequence[EventBase], database: str) -> None:
+        """`emit_on_commit` of what a signal tells: the write was made on this database, in a transaction or without."""
+        held = held_back()
+        if held is not None:
+            for event in events:
+                held.add(event)
+            return
+        emitter = self._reach("emit_on_commit").emitter
+        prepared = [emitter.prepare(event) for event in events]
+        if prepared:
+            after_write(prepared, database)
 
     @overload
     async def aemit_on_commit(

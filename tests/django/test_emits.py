@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
-from django.test import Client
+from django.test import Client, override_settings
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from dispytch_integrations.django import emits
@@ -484,3 +484,17 @@ def test_what_is_no_signal_is_refused(wrong: Any) -> None:
     """`@emits(Order)` means a sender, `@emits` without parentheses nothing: both would be silent for ever."""
     with pytest.raises(TypeError, match="emits\\(\\) takes a Django signal, or several"):
         emits(wrong)
+
+
+@both_databases
+@override_settings(DISPYTCH_REQUIRE_TRANSACTION=True)
+def test_a_save_beside_a_transaction_of_another_database_is_told(emitted_events: EmittedEvents) -> None:
+    """The row is committed when the signal comes: an error would fail a save that is done, silence lose its event."""
+
+    @emits(post_save, sender=Order)
+    def order_saved(instance: Order) -> list[OrderPlaced]:
+        return [OrderPlaced(number=instance.pk)]
+
+    with transaction.atomic(using="archive"):
+        order = Order.objects.create(customer="Ada")
+        assert emitted_events.emitted == [OrderPlaced(number=order.pk)]

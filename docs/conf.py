@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 # The package of this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import django
+from django.conf import settings
+
 # Imported before autodoc does it: it pretends to be a type checker meanwhile, which
 # FastAPI's models do not survive.
 import dispytch_integrations.fastapi  # noqa: F401
 from dispytch_integrations import __version__
+
+# Modules of Django apps are imported once the apps are known.
+settings.configure(INSTALLED_APPS=["dispytch_integrations.django"])
+django.setup()
 
 project = "dispytch-integrations"
 copyright = "The dispytch-integrations authors"
@@ -74,7 +81,7 @@ def _docstring(
 
 def _with_indented_example(lines: list[str]) -> list[str]:
     """Examples at the margin, where ruff moves them if nothing else follows."""
-    if re.match(r"class |__\w+__ = ", "".join(lines[2:3])):
+    if re.match(r"class |with .*:$|__\w+__ = ", "".join(lines[2:3])):
         return [*lines[:2], *(f"    {line}" for line in lines[2:])]
     return lines
 

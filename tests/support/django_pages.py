@@ -9,15 +9,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
 
 from tests.support.pages import Block, blocks_of, compare, replaced
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, Server, serving
 
 __all__ = ["DjangoPage"]
 
@@ -27,7 +33,8 @@ import ast, asyncio, django, inspect, sys
 django.setup()
 name, line = sys.argv[1:]
 flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-result = eval(compile("\\n" * (int(line) - 1) + sys.stdin.read(), name, "exec", flags=flags), {"__name__": "documented"})
+code = compile("\\n" * (int(line) - 1) + sys.stdin.read(), name, "exec", flags=flags)
+result = eval(code, {"__name__": "documented"})
 if inspect.iscoroutine(result):
     asyncio.run(result)
 """
@@ -42,7 +49,9 @@ class DjangoPage:
         self._replacements = replacements
         self._printed = ""
         self._failed: Block | None = None
-        project = next(line for block in blocks_of(page) for line in block.commands if "startproject" in line).split()[2]
+        project = next(line for block in blocks_of(page) for line in block.commands if "startproject" in line).split()[
+            2
+        ]
         self.environment = {
             "DJANGO_SETTINGS_MODULE": f"{project}.settings",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -87,6 +96,45 @@ class DjangoPage:
         """The commands of the page that serve, each once."""
         found = (tuple(_words(line)) for block in blocks_of(self._page) for line in block.commands if _serves(line))
         yield from (list(command) for command in dict.fromkeys(found))
+
+    def serving(self, command: Sequence[str], directory: Path) -> AbstractAsyncContextManager[Server]:
+        """Serve the project with a command of the page, on a port of its own; what it prints goes to `directory`."""
+        where = {
+            "runserver": ["127.0.0.1:{port}"],
+            "gunicorn": ["--bind", "127.0.0.1:{port}"],
+            "uvicorn": ["--port", "{port}"],
+            "daphne": ["--port", "{port}"],
+        }
+        more = next((options for name, options in where.items() if name in command), [])
+        # HOME: gunicorn puts a socket there.
+        environment = {**self.environment, "HOME": str(directory)}
+        words = [word.replace(":8000", "127.0.0.1:{port}") for word in command]
+        return serving([*words, *more], directory, environment, cwd=self._folder)
+
+    async def order(self, server: Server, command: Sequence[str], customer: str) -> None:
+        """Place an order as soon as the server answers; a Celery worker has a task for it."""
+        if command[0] == "celery":
+            code = (
+                f"import django; django.setup(); from shop.tasks import import_order as task; task.delay({customer!r})"
+            )
+            asking = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, cwd=self._folder, env=self.environment
+            )
+            assert await asking.wait() == 0
+            await server.wait_for_output("succeeded in")
+            return
+        url = f"http://127.0.0.1:{server.port}/orders/{customer}"
+        async with asyncio.timeout(30):
+            while True:
+                assert server.process.returncode is None, f"{command} ended:\n{server.output()}"
+                try:
+                    with await asyncio.to_thread(urllib.request.urlopen, url, timeout=20) as answer:
+                        assert answer.status == 201
+                    return
+                except HTTPError as exc:
+                    pytest.fail(f"{command}: {exc}\n{server.output()}")
+                except OSError:
+                    await asyncio.sleep(0.05)
 
     def _write(self, block: Block) -> None:
         assert block.file is not None

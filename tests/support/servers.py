@@ -62,7 +62,7 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    command: Sequence[str], directory: Path, environment: Mapping[str, str]
+    command: Sequence[str], directory: Path, environment: Mapping[str, str], *, cwd: Path = ROOT
 ) -> AsyncGenerator[Server, None]:
     """Run a server while in the block; "{port}" in its command becomes a free port. It prints to `directory`.
 
@@ -73,7 +73,7 @@ async def serving(
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *(argument.replace("{port}", str(port)) for argument in command),
-            cwd=ROOT,
+            cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=file,

@@ -80,4 +80,5 @@ def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, /, *
         _emitter.emit_on_commit(events)
     else:
         several = isinstance(events, Iterable) and not isinstance(events, EventBase)
-        _emitter._emit_after_write(list(cast("Iterable[EventBase]", events)) if several else [events], using)
+        listed = list(cast("Iterable[EventBase]", events)) if several else [cast("EventBase", events)]
+        _emitter._emit_after_write(listed, using)

@@ -16,9 +16,10 @@ PASSWORD...). OPTIONS holds those of the underlying client.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import import_string
 
@@ -33,6 +34,7 @@ __all__ = ["DEFAULT_MAX_PENDING", "Problem", "Read", "read", "require", "require
 DEFAULT_MAX_PENDING = 10_000
 """Messages that may wait for a broker's confirmation after a commit, unless MAX_PENDING says else."""
 
+_APP = "dispytch_integrations.django"
 _EXAMPLE = 'DISPYTCH = {"default": {"URL": "kafka://localhost:9092"}}'
 _DJANGOS = {"MAX_PENDING"}
 """Keys that mean something here alone."""
@@ -80,6 +82,20 @@ def require(problems: tuple[Problem, ...]) -> None:
 
 def read() -> Read:
     """Read DISPYTCH. Raises nothing: what is wrong is in `problems`. No function is called, and nothing connected."""
+    found = _read()
+    # Where Django is not set up, nobody knows yet.
+    if not apps.apps_ready or apps.is_installed(_APP):
+        return found
+    missing = Problem(
+        "dispytch.E001",
+        f"{_APP!r} is not in INSTALLED_APPS: its checks would not run, events.py of apps not be found, and workers of "
+        f"Celery end before their events are sent.",
+        f"Write INSTALLED_APPS += [{_APP!r}].",
+    )
+    return replace(found, problems=(missing, *found.problems))
+
+
+def _read() -> Read:
     given: object = getattr(settings, "DISPYTCH", None)
     if not isinstance(given, Mapping):
         message = (

@@ -195,10 +195,11 @@ class Broker(Outlet):
         # At the first use in a process it would tell of an outage that is none.
         limit = timeout if timeout is not None else self.timeout
         left = await self._wait_for_start(limit)
-        if self.state == "starting":
+        state = self._state_now()
+        if state == "starting":
             why = f": {self.last_error}" if self.last_error else ""
             raise BrokerUnavailableError(f"{self.backend.address} is still being connected to{why}")
-        if self.state in ("stopping", "stopped"):
+        if state in ("stopping", "stopped"):
             raise self._not_started()
         if self._connecting is not None and not self._connecting.done() and not self._up:
             raise BrokerUnavailableError(f"{self.backend.address} is down: {self.last_error}")
@@ -209,6 +210,10 @@ class Broker(Outlet):
             raise BrokerUnavailableError(f"{self.backend.address} {self._tell(exc, limit)}") from exc
         if self.state == "down":
             self._change("up")
+
+    def _state_now(self) -> State:
+        """`state` after an await, in which it may have changed: type checkers think it cannot."""
+        return self.state
 
     def _suspect(self) -> None:
         """A delivery was not confirmed: find out whether the broker is down, without holding anybody up."""

@@ -313,6 +313,15 @@ def test_a_missing_setting_is_raised_at_the_first_use(use: Callable[[], object],
     assert isinstance(caught.value, (ImproperlyConfigured, ConfigurationError))
 
 
+@override_settings(
+    INSTALLED_APPS=["dispytch_integrations", "tests.django.project.shop"], DISPYTCH={"default": {"URL": "memory://"}}
+)
+def test_the_app_that_is_not_installed_is_told_at_the_first_use() -> None:
+    """Everything would seem to work, but no check runs, and a Celery worker loses what it has left to the loop."""
+    with pytest.raises(SettingsError, match=r"Write INSTALLED_APPS \+= \['dispytch_integrations\.django'\]"):
+        emit(Told())
+
+
 def test_all_that_is_wrong_is_told_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """One deployment per typo is what this spares."""
     monkeypatch.setitem(sys.modules, "aiokafka", None)

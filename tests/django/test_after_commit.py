@@ -29,7 +29,7 @@ from dispytch_integrations import EventBase, event_id
 from dispytch_integrations._blocking_handoff import Handoff, LeftMessage
 from dispytch_integrations._outlet import Outlet
 from dispytch_integrations.django import aemit_on_commit, emit_on_commit, get_emitter
-from dispytch_integrations.django._connections import connections
+from dispytch_integrations.django._connections import Session, connections
 from dispytch_integrations.django.errors import TransactionError
 from dispytch_integrations.django.lifecycle import close_brokers, flush_events
 from dispytch_integrations.django.signals import event_emitted, event_failed
@@ -627,6 +627,25 @@ def test_an_alias_that_is_gone_at_the_commit_is_told(failures: list[tuple[int, E
     [(number, error)] = failures
     assert number == 1
     assert isinstance(error, NotStartedError)
+
+
+def test_brokers_that_are_exchanged_in_the_moment_of_the_hand_over(
+    monkeypatch: pytest.MonkeyPatch, failures: list[tuple[int, Exception]]
+) -> None:
+    """Another thread changes the settings between two steps of the commit: the event goes to the new brokers."""
+    reach = connections.reach
+
+    def reach_what_is_closed_then() -> Session:
+        session = reach()
+        monkeypatch.undo()
+        connections.reset()
+        return session
+
+    with transaction.atomic():
+        emit_on_commit([placed(1), placed(2)])
+        monkeypatch.setattr(connections, "reach", reach_what_is_closed_then)
+    assert numbers() == [1, 2]
+    assert failures == []
 
 
 def test_closing_races_with_commits_and_nothing_is_lost(redis_url: str, unique: str) -> None:

@@ -124,6 +124,10 @@ ENDS = {
         "threading.Thread(target=lambda: [threading.main_thread().join(), commit(1000)]).start()",
         0,
     ),
+    "a thread that outlives the main one, connected": (
+        "commit(1); threading.Thread(target=lambda: [threading.main_thread().join(), commit(999, 1)]).start()",
+        0,
+    ),
     "a pool that outlives the main thread": (
         """
         from concurrent.futures import ThreadPoolExecutor
@@ -323,11 +327,12 @@ def test_a_fork_in_the_middle_of_the_load_hangs_nobody(program: Program, place: 
         children = []
         for number in range(8):
             time.sleep(0.01)
-            with event_emitted.lock:
-                pid = os.fork()
+            event_emitted.lock.acquire()
+            pid = os.fork()
             if pid == 0:
                 commit(5, first=1000)
                 os._exit(0 if flush_events(20) else 1)
+            event_emitted.lock.release()
             children.append(pid)
         codes = [os.waitpid(pid, 0)[1] for pid in children]
         stop.set()

@@ -143,7 +143,8 @@ class Emitter(BlockingEmitter):
         """Send an event, or several in their order, once the open transaction is committed; return its id, or theirs.
 
         The message is made now, so that later changes of the event do not matter. After the commit it is handed to the
-        event loop, and the request goes on; rolled back (a savepoint, too), nothing is sent. Without a transaction
+        event loop, and the request goes on; rolled back (a savepoint, too), nothing is sent. Other callbacks of
+        `transaction.on_commit` run after the hand-over: one that raises takes no event away. Without a transaction
         it is handed over at once. A failure after the commit is logged and sent as the signal `event_failed`, and
         raises nothing: the request is committed. A process that is killed between the commit and the
         confirmation loses the event.
@@ -152,7 +153,7 @@ class Emitter(BlockingEmitter):
         transaction is open; None: the setting DISPYTCH_REQUIRE_TRANSACTION, by default no.
 
         Raises TransactionError when several databases have a transaction open and none is named, or a named one has
-        none while another has; RouteError, HeaderError, SettingsError as `emit`, and WrongLoopError in async code.
+        none while another has, or autocommit is off outside of an atomic block; RouteError, HeaderError, SettingsError as `emit`, and WrongLoopError in async code.
         """
         if _several(event):
             return self._many_on_commit(cast("Iterable[EventBase]", event), using, require_transaction, headers)

@@ -153,7 +153,8 @@ class Emitter(BlockingEmitter):
         transaction is open; None: the setting DISPYTCH_REQUIRE_TRANSACTION, by default no.
 
         Raises TransactionError when several databases have a transaction open and none is named, or a named one has
-        none while another has, or autocommit is off outside of an atomic block; RouteError, HeaderError, SettingsError as `emit`, and WrongLoopError in async code.
+        none while another has, or autocommit is off outside of an atomic block; RouteError, HeaderError, SettingsError
+        as `emit`, and WrongLoopError in async code.
         """
         if _several(event):
             return self._many_on_commit(cast("Iterable[EventBase]", event), using, require_transaction, headers)

@@ -248,6 +248,8 @@ class Chat(AsyncConsumer):  # type: ignore[misc]  # channels carries no types
         await self.send({"type": "websocket.accept"})
 
 
+# Channels looks at the database connections of its thread, which other tests of this process may have opened.
+@pytest.mark.django_db(transaction=True, databases=["default", "archive"])
 async def test_with_channels_the_router_passes_the_lifespan_on(caplog: pytest.LogCaptureFixture) -> None:
     """The router of the documentation: lifespan and HTTP are ours, websockets are Channels'."""
     django = get_asgi_application()

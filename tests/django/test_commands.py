@@ -18,8 +18,9 @@ from django.core.management.base import CommandError
 from pytest_django import Settings
 
 from dispytch_integrations import EventBase
-from dispytch_integrations.django import get_emitter
+from dispytch_integrations.django import _events, get_emitter
 from dispytch_integrations.django._connections import connections
+from dispytch_integrations.django.management.commands import dispytch as commands
 from dispytch_integrations.kafka import KafkaEventConfig, KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
@@ -194,8 +195,11 @@ def test_a_timeout_is_a_number_above_0(seconds: str) -> None:
 
 
 @pytest.mark.parametrize("name", [PLACED, "shop.order.placed", "OrderPlaced"])
-def test_emit_sends_an_event_and_prints_where_it_went(name: str) -> None:
+def test_emit_sends_an_event_and_prints_where_it_went(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class by its path, by its type, or by its name where that is the only one."""
+    # Other tests have events of their own, which a project does not see.
+    classes = [cls for cls in _events.event_classes() if cls.__module__.startswith("tests.django.project.")]
+    monkeypatch.setattr(commands, "event_classes", lambda: classes)
     printed = run("emit", name, '{"number": 7}', "--header", "tenant=acme", "--header", "note=a=b")
     [message] = sent()
     assert message.payload == b'{"number":7}'

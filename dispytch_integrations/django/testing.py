@@ -162,18 +162,22 @@ class EmittedEvents(Sequence[EventBase]):
 
     def assert_emitted(self, event_type: type[_E], **fields: Any) -> _E:
         """Fail unless an event of this class with these values was emitted; returns the first one."""
+        __tracebackhide__ = True
         return self._assert_in(self.emitted, "emitted", event_type, fields)
 
     def assert_pending(self, event_type: type[_E], **fields: Any) -> _E:
         """Fail unless such an event waits for a commit; returns the first one."""
+        __tracebackhide__ = True
         return self._assert_in(self.pending, "pending", event_type, fields)
 
     def assert_rolled_back(self, event_type: type[_E], **fields: Any) -> _E:
         """Fail unless such an event's transaction was rolled back; returns the first one."""
+        __tracebackhide__ = True
         return self._assert_in(self.rolled_back, "rolled back", event_type, fields)
 
     def assert_not_emitted(self, event_type: type[EventBase], **fields: Any) -> None:
         """Fail if an event of this class with these values was emitted, or waits for a commit."""
+        __tracebackhide__ = True
         _check_fields(event_type, fields)
         for told, events in (("emitted", self.emitted), ("pending", self.pending)):
             found = [event for event in events if _matches(event, event_type, fields)]
@@ -181,6 +185,7 @@ class EmittedEvents(Sequence[EventBase]):
                 raise AssertionError(f"{_wanted(event_type, fields)} was {told}:\n{_lines(found)}")
 
     def _assert_in(self, events: list[EventBase], told: str, event_type: type[_E], fields: dict[str, Any]) -> _E:
+        __tracebackhide__ = True
         _check_fields(event_type, fields)
         for event in events:
             if _matches(event, event_type, fields):

@@ -384,3 +384,9 @@ def test_manage_py_fails_at_a_dead_port(command: list[str], dead: str, tmp_path:
     assert done.stderr.startswith("CommandError: ")
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_emit_refuses_a_field_that_the_event_does_not_have() -> None:
+    """A misspelt field with a default would be left out without a word."""
+    with pytest.raises(CommandError, match=r"OrderCancelled has no field 'reson' \(did you mean 'reason'\?\)"):
+        run("emit", "shop.order.cancelled", '{"number": 7, "reson": "too late"}')

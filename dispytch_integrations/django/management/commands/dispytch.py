@@ -109,6 +109,7 @@ class Command(BaseCommand):
             event = cls.model_validate_json(options["fields"])
         except ValidationError as exc:
             raise CommandError(_told(cls, exc)) from None
+        _refuse_unknown_fields(cls, json.loads(options["fields"]))
         headers = dict(self._header(text) for text in options["header"])
         brokers = connect(self._settings().config)
         try:
@@ -236,6 +237,19 @@ def _described(cls: type[EventBase]) -> dict[str, str | None]:
         "key": key if key is not None else getattr(cls.__backend_config__, "partition_key", None),
         "broker": cls.__broker__,
     }
+
+
+def _refuse_unknown_fields(cls: type[EventBase], given: dict[str, Any]) -> None:
+    """A misspelt field that has a default would be left out without a word."""
+    if cls.model_config.get("extra") == "allow":
+        return
+    known: set[str] = set()
+    for name, field in cls.model_fields.items():
+        known |= {name, *(alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str))}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        told = ", ".join(f"{name!r}{nearest(name, sorted(known))}" for name in unknown)
+        raise CommandError(f"{cls.__qualname__} has no field {told}.")
 
 
 def _told(cls: type[EventBase], error: ValidationError) -> str:

@@ -48,4 +48,4 @@ def _close_with_celery() -> None:
 def _worker_ends(**arguments: Any) -> None:
     from dispytch_integrations.django._connections import connections
 
-    connections.close()
+    connections.end()

@@ -210,9 +210,9 @@ def _requests() -> list[Row]:
         flush_events()
         return took
 
-    # Medians of single requests: a disk's hiccup hits whom it hits. Rested, an event is delivered before the next
-    # request begins (and something else was sent before each, so that all find the caches equally cold); back to back,
-    # its delivery (by another thread, under the same GIL) slows the next one down.
+    # Medians of single requests: a disk's hiccup hits whom it hits. Rested, the kinds of requests take turns, and an
+    # event is delivered before the next one begins (something else was sent before each, so that all find the caches
+    # equally cold). Back to back, its delivery (by another thread, under the same GIL) slows the next one down.
     ways: dict[str, Callable[[str], float]] = {"rested": rested, "back to back": request}
     times: dict[tuple[str, str], list[float]] = {(way, path): [] for way in ways for path in ("without", *_KINDS)}
     for way, path in times:
@@ -221,8 +221,11 @@ def _requests() -> list[Row]:
     gc.collect()
     gc.freeze()
     for _ in range(10):
-        for (way, path), measured in times.items():
-            measured.extend(ways[way](path) for _ in range(REQUESTS))
+        for _ in range(REQUESTS):
+            for path in ("without", *_KINDS):
+                times["rested", path].append(rested(path))
+        for path in ("without", *_KINDS):
+            times["back to back", path].extend(request(path) for _ in range(REQUESTS))
             flush_events()
     gc.unfreeze()
     rows: list[Row] = []

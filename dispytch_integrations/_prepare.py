@@ -92,7 +92,8 @@ def compile_prepare(cls: type[EventBase], settings: MessageSettings) -> Prepare:
         message = Message(id_, type_, alias, destination, key, made, properties, None, content_type, event)
         if wants_route:
             message.route = fixed_route or address.filled_route(event)
-            message.config = config.handed_over(event, made, key)
+            if config.present or made or key is not None:
+                message.config = config.handed_over(event, made, key)
         message.payload = serialize(event, message)
         for hook in before_send:
             hook(message)

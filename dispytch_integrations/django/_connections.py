@@ -132,9 +132,7 @@ class Connections:
         except SettingsError:
             raise
         except ConfigurationError as exc:  # Of a URL that is a function, or found by the client itself.
-            raise SettingsError(
-                [problem.replace("broker ", "DISPYTCH: broker ", 1) for problem in exc.problems]
-            ) from exc
+            raise SettingsError([f"DISPYTCH: {problem}" for problem in exc.problems]) from exc
         if self._pid != os.getpid():
             self._pid, self._users = os.getpid(), 0
             _at_exit(self)

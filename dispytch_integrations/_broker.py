@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from dispytch_integrations._outlet import Outlet
 from dispytch_integrations.backend import Backend, BrokerOptions, scrub
@@ -28,6 +28,13 @@ __all__ = ["Broker", "State"]
 logger = logging.getLogger(__name__)
 
 State = Literal["new", "starting", "up", "down", "stopping", "stopped"]
+
+
+class _Deliver(Protocol):
+    async def __call__(
+        self, messages: Sequence[Message], *, timeout: float | None = None
+    ) -> list[Exception | None]: ...
+
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _PROBE_DELAY = 0.5
@@ -65,6 +72,8 @@ class Broker(Outlet):
         self.last_error: str | None = None
         self.in_flight = 0
         self.abandoned = 0
+        self.elsewhere = False
+        """Do this process's events go out through an outbox that another one relays?"""
         self._on_change = on_change
         self._up = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,15 +133,25 @@ class Broker(Outlet):
     async def deliver(self, messages: Sequence[Message]) -> list[Exception | None]:
         """Send messages, as Outlet.deliver; while the broker is known to be down they fail at once."""
         if not self._up:
-            return await self._deliver_when_up(messages)
+            return await self._deliver_when_up(messages, self.producer.deliver)
         if asyncio.get_running_loop() is not self._loop:
             raise self._wrong_place()
-        return await self._deliver(messages, self.timeout)
+        return await self._deliver(messages, self.timeout, self.producer.deliver)
 
-    async def _deliver(self, messages: Sequence[Message], timeout: float | None) -> list[Exception | None]:
+    async def deliver_in_order(self, messages: Sequence[Message]) -> list[Exception | None]:
+        """`deliver` with Producer.deliver_in_order: behind a message that failed, nothing of its key is sent."""
+        if not self._up:
+            return await self._deliver_when_up(messages, self.producer.deliver_in_order)
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._wrong_place()
+        return await self._deliver(messages, self.timeout, self.producer.deliver_in_order)
+
+    async def _deliver(
+        self, messages: Sequence[Message], timeout: float | None, deliver: _Deliver
+    ) -> list[Exception | None]:
         self.in_flight += len(messages)
         try:
-            outcomes = await self.producer.deliver(messages, timeout=timeout)
+            outcomes = await deliver(messages, timeout=timeout)
         finally:
             self.in_flight -= len(messages)
             if self.in_flight == 0 and self.state == "stopping":
@@ -145,7 +164,7 @@ class Broker(Outlet):
             self.call_hooks(messages, outcomes)
         return outcomes
 
-    async def _deliver_when_up(self, messages: Sequence[Message]) -> list[Exception | None]:
+    async def _deliver_when_up(self, messages: Sequence[Message], deliver: _Deliver) -> list[Exception | None]:
         if self.state in ("new", "stopping", "stopped"):
             raise self._not_started()
         if self._loop is None or asyncio.get_running_loop() is not self._loop:
@@ -158,7 +177,7 @@ class Broker(Outlet):
             return self._refuse(messages, f"is down: {self.last_error}")
         if not self._up:
             raise self._not_started()
-        return await self._deliver(messages, timeout)
+        return await self._deliver(messages, timeout, deliver)
 
     async def _wait_for_start(self, timeout: float | None) -> float | None:
         """Wait while the state is "starting", at most `timeout` seconds; return what is left of them."""
@@ -316,6 +335,12 @@ class Broker(Outlet):
         return scrub(text, self.backend.secrets)
 
     def _not_started(self) -> NotStartedError:
+        if self.elsewhere:
+            return NotStartedError(
+                f"this process has no connection to broker {self.alias!r} ({self.backend.address}): its outbox is "
+                f"relayed by another one; write emit_on_commit(...) to send through it, or relay='embedded' (in Django "
+                f"EMBEDDED) to emit directly as well"
+            )
         if self.state == "new":
             return NotStartedError(
                 f"the connection to broker {self.alias!r} ({self.backend.address}) was not opened: "

@@ -16,7 +16,7 @@ from dispytch_integrations._blocking_loop import Opened, loop_thread
 from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout, Outlet
-from dispytch_integrations.brokers import Brokers, connect
+from dispytch_integrations.brokers import Brokers, Outbox, connect
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import (
     DispytchError,
@@ -282,6 +282,7 @@ def connect_blocking(
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
+    outbox: Outbox | None = None,
     **options: Any,
 ) -> BlockingBrokers:
     """The emitter of one or several brokers for synchronous code, connected inside a `with` block.
@@ -316,6 +317,7 @@ def connect_blocking(
             hooks=hooks,
             serializer=serializer,
             client=client,
+            outbox=outbox,
             **options,
         )
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import OnTimeout
@@ -28,7 +28,7 @@ from dispytch_integrations.producer import Producer
 from dispytch_integrations.serialization import Serializer
 from dispytch_integrations.settings import Config, load_brokers
 
-__all__ = ["Brokers", "connect"]
+__all__ = ["Brokers", "Outbox", "connect"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,21 @@ _parents_brokers: list[Mapping[str, Broker]] = []
 out of the epoll instance that both share, and the parent would wait for answers for ever."""
 
 
+class Outbox(Protocol):
+    """What `connect(..., outbox=...)` takes: SQLAlchemyOutbox, or one of your own."""
+
+    external: bool
+    """Is it relayed by another process? Then this one opens no broker connection."""
+
+    async def start(self, brokers: Brokers) -> None:
+        """The brokers are up, or, with `external`, their settings are read. What it raises, the start raises."""
+        ...
+
+    async def stop(self, brokers: Brokers) -> None:
+        """The brokers are about to be closed."""
+        ...
+
+
 class Brokers(AbstractAsyncContextManager[EventEmitter]):
     """The brokers of an app and their one emitter; made by `connect`.
 
@@ -47,9 +62,11 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     closed at the second exit. After the last exit it can be entered again, on another event loop too.
     """
 
-    def __init__(self, config: Config, options: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, options: Mapping[str, Any], outbox: Outbox | None = None) -> None:
         self._config = config
         self._options = options
+        self.outbox = outbox
+        """The outbox that is relayed to these brokers; None: there is none."""
         self._brokers: dict[str, Broker] = {}
         self._users = 0
         self._starting: asyncio.Task[None] | None = None
@@ -120,6 +137,10 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
             raise _elsewhere()
         await asyncio.wait({closing})
 
+    def for_relay(self) -> Brokers:
+        """The same brokers without their outbox, not started: what a relay opens to send the outbox's messages."""
+        return Brokers(self._config, self._options)
+
     async def __aenter__(self) -> EventEmitter:
         await self.start()
         return self.emitter
@@ -141,6 +162,11 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
 
     async def _start(self, wait: bool) -> None:
         self.load()
+        if self.outbox is not None and self.outbox.external:
+            for broker in self._brokers.values():
+                broker.elsewhere = True
+            await self.outbox.start(self)
+            return
         tasks: dict[Broker, asyncio.Task[None]] = {}
         required: list[Broker] = []
         for broker in self._brokers.values():
@@ -160,8 +186,16 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         if failures:
             await self._stop()
             raise _startup_error(failures)
+        if self.outbox is not None:
+            try:
+                await self.outbox.start(self)
+            except BaseException:
+                await self._stop()
+                raise
 
     async def _stop(self) -> None:
+        if self.outbox is not None:
+            await self.outbox.stop(self)
         await asyncio.gather(*(broker.stop() for broker in self._brokers.values()))
 
     def _leave_dead_loop(self) -> None:
@@ -291,6 +325,7 @@ def connect(
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
+    outbox: Outbox | None = None,
     **options: Any,
 ) -> Brokers:
     """The emitter of one or several brokers, connected inside an `async with` block.
@@ -311,6 +346,7 @@ def connect(
     `hooks`: see `dispytch_integrations.hooks`.
     `serializer`: how events become bytes; None: JSON.
     `client`: options of the underlying client whose names are ours.
+    `outbox`: an outbox that is relayed to these brokers, a SQLAlchemyOutbox; None: there is none.
     `options`: the transport's own (see its `...Options` class) or the underlying client's.
 
     All of them are defaults for every broker: a broker's own mapping comes before them, its URL's query before that.
@@ -330,7 +366,7 @@ def connect(
         "serializer": serializer,
         "client": {} if client is None else client,
     }
-    return Brokers(config, {**ours, **options})
+    return Brokers(config, {**ours, **options}, outbox)
 
 
 def _elsewhere() -> WrongLoopError:

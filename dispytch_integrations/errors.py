@@ -12,6 +12,7 @@
     ├── WrongProcessError             used after a fork                    (also RuntimeError)
     └── DeliveryError                 the broker did not take a message
         ├── BrokerUnavailableError    not reachable: nothing was sent      (also ConnectionError)
+        ├── NotAttemptedError         not sent: one before it in its order failed
         ├── UnroutableError           no queue, topic or exchange takes it
         ├── PermanentFailure          refused, and would be refused again
         │   └── MessageTooLargeError
@@ -34,6 +35,7 @@ __all__ = [
     "HeaderError",
     "MessageTooLargeError",
     "MissingExtraError",
+    "NotAttemptedError",
     "NotStartedError",
     "PermanentFailure",
     "ProducerTimeout",
@@ -112,6 +114,15 @@ class DeliveryError(DispytchError):
 
 class BrokerUnavailableError(DeliveryError, ConnectionError):
     """The broker cannot be reached; the message was not handed to it. An outage, not the message's fault."""
+
+
+class NotAttemptedError(DeliveryError):
+    """The message was not sent, since one before it in its order was not confirmed, or the time was up."""
+
+    def __init__(
+        self, told: str = "not sent: one before it in its order was not confirmed, or the time was up"
+    ) -> None:
+        super().__init__(told)
 
 
 class UnroutableError(DeliveryError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from types import coroutine
 from typing import Any, ClassVar
 
 from dispytch_integrations._deadlines import Deadlines, Limit
-from dispytch_integrations.errors import DispytchError, ProducerTimeout
+from dispytch_integrations.errors import DispytchError, NotAttemptedError, ProducerTimeout
 from dispytch_integrations.events import BackendConfig, EventRoute
 from dispytch_integrations.message import Message
 
@@ -58,6 +60,42 @@ class Producer(ABC):
             outcomes.extend(_timed_out(message, timeout) for message in messages[len(outcomes) :])
         return outcomes
 
+    async def deliver_in_order(
+        self, messages: Sequence[Message], *, timeout: float | None = None
+    ) -> list[Exception | None]:
+        """As `deliver`, and strict: of one destination and ordering key nothing is sent behind a message that failed.
+
+        What was not sent for that reason, or since the time was up, gets NotAttemptedError. The outbox relay sends this
+        way. The default delivers the first message of each key, then the second of each, and so on; a transport that
+        can keep the order of many does better.
+        """
+        started = time.monotonic()
+        outcomes: list[Exception | None] = [None] * len(messages)
+        lanes: dict[object, list[int]] = {}
+        for index, message in enumerate(messages):
+            key = message.ordering_key
+            lanes.setdefault(index if key is None else (message.destination, key), []).append(index)
+        waiting = [iter(indexes) for indexes in lanes.values()]
+        while True:
+            wave = [(first, rest) for rest in waiting for first in islice(rest, 1)]
+            if not wave:
+                return outcomes
+            left = None if timeout is None else timeout - (time.monotonic() - started)
+            if left is not None and timeout is not None and left < timeout / 2:
+                break  # What is sent with too little time looks like a failure, and is none.
+            delivered = await self.deliver([messages[index] for index, _ in wave], timeout=left)
+            waiting = list[Iterator[int]]()
+            for (index, rest), error in zip(wave, delivered, strict=True):
+                outcomes[index] = error
+                if error is None:
+                    waiting.append(rest)
+                else:
+                    _hold_back(outcomes, rest)
+        for index, rest in wave:
+            outcomes[index] = NotAttemptedError()
+            _hold_back(outcomes, rest)
+        return outcomes
+
     async def _send_one(self, message: Message, timeout: float | None) -> Exception | None:
         route = message.route
         if route is None:
@@ -91,6 +129,11 @@ class Producer(ABC):
         except AttributeError:
             self.__deadlines: Deadlines = Deadlines()
             return self.__deadlines
+
+
+def _hold_back(outcomes: list[Exception | None], indexes: Iterable[int]) -> None:
+    for index in indexes:
+        outcomes[index] = NotAttemptedError()
 
 
 def _timed_out(message: Message, timeout: float | None) -> ProducerTimeout:

@@ -29,7 +29,7 @@ from typing import Any, Literal, ParamSpec, cast
 from dispytch_integrations._find_emitter import of_app, of_scope
 from dispytch_integrations._lifespan import LifespanAnswer, OpenBrokers, known_to
 from dispytch_integrations._outlet import OnTimeout
-from dispytch_integrations.brokers import Brokers, connect
+from dispytch_integrations.brokers import Brokers, Outbox, connect
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import ConfigurationError, MissingExtraError
 from dispytch_integrations.hooks import Hook
@@ -83,6 +83,7 @@ def emitter_lifespan(
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
+    outbox: Outbox | None = None,
     **options: Any,
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
     """A lifespan that opens the brokers before the app's startup and closes them after its shutdown.
@@ -110,6 +111,7 @@ def emitter_lifespan(
         hooks=hooks,
         serializer=serializer,
         client=client,
+        outbox=outbox,
         **options,
     )
     return EmitterLifespan(brokers, name, _as_context(lifespan))
@@ -208,6 +210,7 @@ class EmitterMiddleware:
         hooks: Sequence[Hook] = (),
         serializer: Serializer | None = None,
         client: Mapping[str, Any] | None = None,
+        outbox: Outbox | None = None,
         **options: Any,
     ) -> None:
         self.app = app
@@ -225,6 +228,7 @@ class EmitterMiddleware:
             hooks=hooks,
             serializer=serializer,
             client=client,
+            outbox=outbox,
             **options,
         )
 

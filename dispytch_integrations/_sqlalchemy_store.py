@@ -1,0 +1,265 @@
+"""The outbox in a database of SQLAlchemy: its tables, and its store on a synchronous or an asynchronous engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    TextClause,
+    inspect,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import StaticPool
+
+from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.outbox._sql import EVENTS, LEASES, SQLStore
+from dispytch_integrations.outbox._sql import Connection as OnConnection
+from dispytch_integrations.outbox._sql_store import OutboxInSQL
+from dispytch_integrations.outbox.record import MAX_NAME
+from dispytch_integrations.outbox.threads import OneThread
+
+__all__ = ["AsyncStore", "OnSQLAlchemy", "SyncStore", "outbox_tables", "sql_of", "store_of"]
+
+_T = TypeVar("_T")
+
+
+def outbox_tables(metadata: MetaData, schema: str | None = None) -> tuple[Table, Table]:
+    """The outbox's two tables, added to your metadata, in plain types of SQLAlchemy: (events, shards).
+
+        outbox_tables(Base.metadata)
+
+    `Base.metadata.create_all()` makes them, and `alembic revision --autogenerate` writes a migration that does not
+    import us. `schema`: that of the tables; None: the metadata's, or the connection's. Called again, the same tables.
+    """
+    found = metadata.tables.get(_key(metadata, schema, EVENTS))
+    if found is not None:
+        return found, metadata.tables[_key(metadata, schema, LEASES)]
+    number = BigInteger()
+    events = Table(
+        EVENTS,
+        metadata,
+        Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+        Column("event_id", String(MAX_NAME), nullable=False, unique=True),
+        Column("type", String(MAX_NAME), nullable=False),
+        Column("broker", String(MAX_NAME), nullable=False),
+        Column("destination", Text, nullable=False),
+        Column("ordering_key", Text),
+        Column("headers", Text, nullable=False),
+        Column("properties", Text, nullable=False),
+        Column("payload", LargeBinary(length=2**32 - 1)),  # LONGBLOB on MySQL
+        Column("content_type", String(MAX_NAME), nullable=False),
+        Column("format", SmallInteger, nullable=False),
+        Column("lane", number, nullable=False),
+        Column("shard", SmallInteger, nullable=False),
+        Column("created_ms", number, nullable=False),
+        Column("state", SmallInteger, nullable=False),
+        Column("state_ms", number, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("next_try_ms", number, nullable=False),
+        Column("last_error", Text),
+        Index(f"{EVENTS}_state", "state", "id"),
+        schema=schema,
+        # An id is never given twice: what was read and is deleted by its id is the same row.
+        sqlite_autoincrement=True,
+    )
+    shards = Table(
+        LEASES,
+        metadata,
+        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("owner", String(MAX_NAME)),
+        Column("until_ms", number, nullable=False),
+        Column("wanted_by", String(MAX_NAME)),
+        Column("wanted_ms", number, nullable=False),
+        Column("heartbeat_ms", number),
+        schema=schema,
+    )
+    return events, shards
+
+
+def _key(metadata: MetaData, schema: str | None, name: str) -> str:
+    schema = schema or metadata.schema
+    return f"{schema}.{name}" if schema else name
+
+
+def sql_of(engine: Engine | AsyncEngine, schema: str | None) -> SQLStore:
+    """The SQL for an engine's database. Raises ConfigurationError for a database that the outbox does not know."""
+    dialect = engine.dialect
+    prefix = f"{dialect.identifier_preparer.quote_schema(schema)}." if schema else ""
+    return SQLStore(dialect.name, prefix + EVENTS, prefix + LEASES)
+
+
+def store_of(engine: Engine | AsyncEngine, schema: str | None = None) -> AsyncStore | SyncStore:
+    """The store in an engine's database: on the event loop, or on a thread of its own.
+
+    It keeps one connection of the engine's pool. Raises ConfigurationError for a database that cannot hold an outbox.
+    """
+    if isinstance(engine.pool, StaticPool):
+        raise ConfigurationError(
+            "the engine has one connection for all (StaticPool, as with SQLite in memory), and a relay needs one of "
+            "its own; use a file: sqlite:///outbox.db"
+        )
+    if isinstance(engine, AsyncEngine):
+        return AsyncStore(engine, schema)
+    return SyncStore(engine, schema)
+
+
+@lru_cache(maxsize=256)
+def _text(sql: str) -> TextClause:
+    return text(sql)
+
+
+class OnSQLAlchemy:
+    """Runs the outbox's SQL on a connection of SQLAlchemy."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def query(self, sql: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """The rows of a SELECT."""
+        return cast("Sequence[Sequence[Any]]", self.connection.execute(_text(sql), parameters).all())
+
+    def run(self, sql: str, parameters: Mapping[str, Any]) -> int:
+        """How many rows were touched."""
+        return self.connection.execute(_text(sql), parameters).rowcount
+
+
+def _check(connection: Connection, sql: SQLStore, schema: str | None) -> None:
+    """Raise ConfigurationError when the tables are missing, or the database cannot be written to."""
+    inspector = inspect(connection)
+    missing = [name for name in (EVENTS, LEASES) if not inspector.has_table(name, schema=schema)]
+    if missing:
+        where = f" in schema {schema!r}" if schema else ""
+        raise ConfigurationError(
+            f"the outbox's tables are missing{where} in {_address(connection.engine)}: {' and '.join(missing)}; write "
+            f"outbox_tables(metadata) beside your tables, and create them (metadata.create_all, or an Alembic revision)"
+        )
+    sql.check_writable(OnSQLAlchemy(connection))
+
+
+def _address(engine: Engine | AsyncEngine) -> str:
+    url = engine.url
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+class AsyncStore(OutboxInSQL):
+    """An OutboxStore on an AsyncEngine; keeps one connection of its pool from `open` to `close`."""
+
+    def __init__(self, engine: AsyncEngine, schema: str | None = None) -> None:
+        super().__init__(sql_of(engine, schema))
+        self._engine = engine
+        self._schema = schema
+        self._connection: AsyncConnection | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def address(self) -> str:
+        """The database for logs, without secrets."""
+        return _address(self._engine)
+
+    async def open(self) -> None:
+        """As OutboxStore.open."""
+        await self._run(lambda connection: _check(connection, self.sql, self._schema))
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        async with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+
+    async def on_connection(self, function: Callable[[OnConnection], _T]) -> _T:
+        """Call the function on the kept connection."""
+        return await self._run(lambda connection: function(OnSQLAlchemy(connection)))
+
+    async def _run(self, function: Callable[[Connection], _T]) -> _T:
+        async with self._lock:
+            connection = self._connection
+            if connection is None:
+                # Each statement commits by itself: no transaction is open while a broker is waited for.
+                made = await self._engine.connect()
+                connection = self._connection = await made.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                return await connection.run_sync(function)
+            except BaseException:
+                self._connection = None
+                await _thrown_away(connection)
+                raise
+
+
+async def _thrown_away(connection: AsyncConnection) -> None:
+    """Close a connection of which it is not known what state it is in."""
+    with suppress(Exception):  # The database is gone, and so is the connection.
+        await asyncio.shield(_invalidated(connection))
+
+
+async def _invalidated(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.close()
+
+
+class SyncStore(OutboxInSQL):
+    """An OutboxStore on an Engine; keeps a thread, and one connection of its pool, from `open` to `close`."""
+
+    def __init__(self, engine: Engine, schema: str | None = None) -> None:
+        super().__init__(sql_of(engine, schema))
+        self._engine = engine
+        self._schema = schema
+        self._connection: Connection | None = None
+        self._thread = OneThread("dispytch outbox")
+
+    @property
+    def address(self) -> str:
+        """The database for logs, without secrets."""
+        return _address(self._engine)
+
+    async def open(self) -> None:
+        """As OutboxStore.open."""
+        await self._thread.run(lambda: self._run(lambda connection: _check(connection, self.sql, self._schema)))
+
+    async def close(self) -> None:
+        """Give the connection back, and end the thread."""
+        await self._thread.run(self._close)
+        self._thread.end()
+
+    async def on_connection(self, function: Callable[[OnConnection], _T]) -> _T:
+        """Call the function on the kept connection, in the thread."""
+        return await self._thread.run(lambda: self._run(lambda connection: function(OnSQLAlchemy(connection))))
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _run(self, function: Callable[[Connection], _T]) -> _T:
+        connection = self._connection
+        if connection is None:
+            made = self._engine.connect()
+            connection = self._connection = made.execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            return function(connection)
+        except BaseException:
+            self._connection = None
+            with suppress(Exception):  # The database is gone, and so is the connection.
+                connection.invalidate()
+                connection.close()
+            raise

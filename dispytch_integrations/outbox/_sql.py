@@ -1,0 +1,426 @@
+"""The outbox's SQL, for PostgreSQL, MySQL, MariaDB and SQLite: one text for Django and SQLAlchemy.
+
+Parameters are written `:name`. Lists of whole numbers are an array parameter on PostgreSQL, so that the text stays the
+same, and written out elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.outbox.record import SHARDS, Record
+from dispytch_integrations.outbox.store import (
+    Failure,
+    Fetched,
+    Lease,
+    Query,
+    Row,
+    Selection,
+    State,
+    Stats,
+    Waiting,
+)
+
+__all__ = ["EVENTS", "INSERTED", "LEASES", "Connection", "Insert", "SQLStore", "require_vendor"]
+
+EVENTS = "dispytch_outbox_event"
+"""The table of events."""
+LEASES = "dispytch_outbox_shard"
+"""The table of shards and their leases."""
+
+INSERTED = (
+    "event_id",
+    "type",
+    "broker",
+    "destination",
+    "ordering_key",
+    "headers",
+    "properties",
+    "payload",
+    "content_type",
+    "format",
+    "lane",
+    "shard",
+    "created_ms",
+)
+"""The columns that are written at the emit; the others start at 0 or NULL."""
+_STARTING = ("state", "state_ms", "attempts", "next_try_ms")
+_READ = ", ".join((*INSERTED, "id", "attempts", "next_try_ms"))
+_CHUNK = 500
+"""Rows of one INSERT, ids of one list that is written out."""
+
+_NOW: Mapping[str, str] = {
+    "postgresql": "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)",
+    "mysql": "(timestampdiff(microsecond, '1970-01-01', utc_timestamp(6)) div 1000)",
+    "sqlite": "cast((julianday('now') - 2440587.5) * 86400000 as integer)",
+}
+"""The database's time, milliseconds since 1970."""
+_IGNORE: Mapping[str, str] = {
+    "postgresql": "on conflict (event_id) do nothing",
+    # Not INSERT IGNORE, which cuts off what is too long.
+    "mysql": "on duplicate key update event_id = event_id",
+    "sqlite": "on conflict (event_id) do nothing",
+}
+
+
+class Connection(Protocol):
+    """What the SQL is run on: a connection of Django or SQLAlchemy that commits each statement."""
+
+    def query(self, sql: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """The rows of a SELECT."""
+        ...
+
+    def run(self, sql: str, parameters: Mapping[str, Any]) -> int:
+        """How many rows an UPDATE, INSERT or DELETE touched."""
+        ...
+
+
+def require_vendor(vendor: str) -> str:
+    """The dialect of SQL for a database. Raises ConfigurationError for one that the outbox does not know."""
+    known = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql", "sqlite": "sqlite"}
+    if vendor not in known:
+        raise ConfigurationError(
+            f"the outbox needs PostgreSQL, MySQL, MariaDB or SQLite, and this database is {vendor}: its relays could "
+            f"not lease; write a store of your own (dispytch_integrations.outbox.store)"
+        )
+    return known[vendor]
+
+
+class Insert:
+    """Stores records: the statements of one INSERT, and their parameters. An event id that is there stays as it is."""
+
+    def __init__(self, vendor: str, events: str = EVENTS) -> None:
+        self._vendor = require_vendor(vendor)
+        self._events = events
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, records: Sequence[Record]) -> list[tuple[str, dict[str, Any]]]:
+        """Texts and parameters, one for each 500 records."""
+        return [self._statement(records[start : start + _CHUNK]) for start in range(0, len(records), _CHUNK)]
+
+    def _statement(self, records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
+        parameters = {
+            f"{column}_{number}": getattr(record, column)
+            for number, record in enumerate(records)
+            for column in INSERTED
+        }
+        return self._text(len(records)), parameters
+
+    def _text(self, count: int) -> str:
+        text = self._texts.get(count)
+        if text is None:
+            zeros = ", 0" * len(_STARTING)
+            rows = ", ".join(
+                "(" + ", ".join(f":{column}_{number}" for column in INSERTED) + zeros + ")" for number in range(count)
+            )
+            columns = ", ".join((*INSERTED, *_STARTING))
+            text = f"insert into {self._events} ({columns}) values {rows} {_IGNORE[self._vendor]}"  # noqa: S608
+            if len(self._texts) < 64:
+                self._texts[count] = text
+        return text
+
+
+class SQLStore:
+    """A store in one of the databases named above, on a connection that the framework brings.
+
+    Synchronous; `run` is called by the framework's store, which brings the thread or the event loop.
+    `events`, `shards`: the tables' names, quoted, with their schema if they have one.
+    """
+
+    def __init__(self, vendor: str, events: str = EVENTS, shards: str = LEASES) -> None:
+        self._vendor = require_vendor(vendor)
+        self._events = events
+        self._shards = shards
+        self._now = _NOW[self._vendor]
+        self.insert = Insert(vendor, events)
+
+    def check_writable(self, on: Connection) -> None:
+        """Raise ConfigurationError on a replica: leases are kept on the primary."""
+        read_only = {
+            "postgresql": "select case when pg_is_in_recovery() then 1 else 0 end",
+            "mysql": "select @@global.read_only",
+        }
+        sql = read_only.get(self._vendor)
+        if sql is not None and int(on.query(sql, {})[0][0]):
+            raise ConfigurationError(
+                "this database is a replica or read-only, and the outbox is written and leased on the primary; give "
+                "the relay the primary's address"
+            )
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def fetch(self, on: Connection, query: Query) -> Fetched:
+        """As OutboxStore.fetch."""
+        parameters: dict[str, Any] = {"format": query.format, "limit": query.limit}
+        where = ["state = 0", "format <= :format", self._brokers(query.brokers, parameters)]
+        if len(query.shards) < SHARDS:
+            where.append(self._in("shard", query.shards, parameters, "shards"))
+        if query.not_ids:
+            where.append(self._not_in("id", query.not_ids, parameters, "not_ids"))
+        if query.not_lanes:
+            where.append(self._not_in("lane", query.not_lanes, parameters, "not_lanes"))
+        rows = on.query(
+            f"select {_READ}, {self._now} from {self._events} where {' and '.join(where)} "  # noqa: S608
+            f"order by id limit :limit",
+            parameters,
+        )
+        if not rows:
+            return Fetched([], 0)
+        return Fetched([_record(row) for row in rows], int(rows[-1][-1]))
+
+    def settle(
+        self, on: Connection, sent: Sequence[int], failed: Sequence[Failure], action: Literal["delete", "keep"]
+    ) -> None:
+        """As OutboxStore.settle."""
+        for ids in self._lists(sent):
+            parameters: dict[str, Any] = {}
+            chosen = self._in("id", ids, parameters, "ids")
+            if action == "delete":
+                on.run(f"delete from {self._events} where {chosen}", parameters)  # noqa: S608
+            else:
+                on.run(
+                    f"update {self._events} set state = {State.SENT:d}, state_ms = {self._now}, last_error = null "  # noqa: S608
+                    f"where {chosen} and state = 0",
+                    parameters,
+                )
+        for failure in failed:
+            state = State.DEAD if failure.delay is None else State.WAITING
+            delay = 0 if failure.delay is None else max(int(failure.delay * 1000), 1)
+            on.run(
+                f"update {self._events} set attempts = :attempts, last_error = :error, state = {state:d}, "  # noqa: S608
+                f"next_try_ms = {self._now} + :delay, state_ms = {self._now} where id = :id and state = 0",
+                {"attempts": failure.attempts, "error": failure.error, "delay": delay, "id": failure.id},
+            )
+
+    def waiting(self, on: Connection, brokers: Sequence[str], format: int) -> Waiting:
+        """As OutboxStore.waiting."""
+        parameters: dict[str, Any] = {"format": format}
+        rows = on.query(
+            f"select broker, case when format > :format then 1 else 0 end, count(*) from {self._events} "  # noqa: S608
+            f"where state = 0 and (format > :format or not {self._brokers(brokers, parameters)}) group by 1, 2",
+            parameters,
+        )
+        unknown: dict[str, int] = {}
+        newer = 0
+        for broker, is_newer, count in rows:
+            if is_newer:
+                newer += int(count)
+            else:
+                unknown[broker] = int(count)
+        return Waiting(unknown, newer)
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def leases(self, on: Connection) -> list[Lease]:
+        """As OutboxStore.leases."""
+        text = f"select shard, owner, until_ms - {self._now}, wanted_by, wanted_ms - {self._now} from {self._shards}"  # noqa: S608
+        rows = on.query(f"{text} order by shard", {})
+        if len(rows) < SHARDS:
+            self._make_shards(on, {int(row[0]) for row in rows})
+            rows = on.query(f"{text} order by shard", {})
+        return [Lease(int(row[0]), row[1], int(row[2]) / 1000, row[3], int(row[4]) / 1000) for row in rows]
+
+    def _make_shards(self, on: Connection, there: set[int]) -> None:
+        ignore = _IGNORE[self._vendor].replace("event_id", "shard")
+        rows = ", ".join(f"({number}, 0, 0)" for number in range(SHARDS) if number not in there)
+        on.run(f"insert into {self._shards} (shard, until_ms, wanted_ms) values {rows} {ignore}", {})  # noqa: S608
+
+    def renew(self, on: Connection, relay: str, seconds: float) -> None:
+        """As OutboxStore.renew."""
+        on.run(
+            f"update {self._shards} set until_ms = {self._now} + :lease, heartbeat_ms = {self._now} "  # noqa: S608
+            f"where owner = :relay",
+            {"lease": int(seconds * 1000), "relay": relay},
+        )
+
+    def take(self, on: Connection, relay: str, shards: Sequence[int], seconds: float) -> None:
+        """As OutboxStore.take."""
+        parameters: dict[str, Any] = {"lease": int(seconds * 1000), "relay": relay}
+        on.run(
+            f"update {self._shards} set owner = :relay, until_ms = {self._now} + :lease, heartbeat_ms = {self._now}, "  # noqa: S608
+            f"wanted_by = null, wanted_ms = 0 "
+            f"where {self._in('shard', shards, parameters, 'shards')} and (owner is null or until_ms < {self._now})",
+            parameters,
+        )
+
+    def want(self, on: Connection, relay: str, shards: Sequence[int], seconds: float) -> None:
+        """As OutboxStore.want."""
+        parameters: dict[str, Any] = {"lease": int(seconds * 1000), "relay": relay}
+        on.run(
+            f"update {self._shards} set wanted_by = :relay, wanted_ms = {self._now} + :lease "  # noqa: S608
+            f"where {self._in('shard', shards, parameters, 'shards')} "
+            f"and (wanted_by is null or wanted_by = :relay or wanted_ms < {self._now})",
+            parameters,
+        )
+
+    def hand_over(self, on: Connection, relay: str, shards: Sequence[int], to: str | None, seconds: float) -> None:
+        """As OutboxStore.hand_over."""
+        parameters: dict[str, Any] = {"relay": relay, "next": to, "lease": int(seconds * 1000)}
+        until = "0" if to is None else f"{self._now} + :lease"
+        if to is None:
+            del parameters["lease"]
+        on.run(
+            f"update {self._shards} set owner = :next, until_ms = {until}, wanted_by = null, wanted_ms = 0 "  # noqa: S608
+            f"where {self._in('shard', shards, parameters, 'shards')} and owner = :relay",
+            parameters,
+        )
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def stats(self, on: Connection) -> Stats:
+        """As OutboxStore.stats."""
+        counted = on.query(
+            f"select state, count(*), sum(case when attempts > 0 then 1 else 0 end), "  # noqa: S608
+            f"{self._now} - min(created_ms), {self._now} - min(state_ms) from {self._events} group by state",
+            {},
+        )
+        by_state = {int(row[0]): row for row in counted}
+        waiting, dead, sent = (by_state.get(state) for state in (State.WAITING, State.DEAD, State.SENT))
+        relays: dict[str, int] = {}
+        for owner, count in on.query(
+            f"select owner, count(*) from {self._shards} where owner is not null and until_ms >= {self._now} "  # noqa: S608
+            f"group by owner order by owner",
+            {},
+        ):
+            relays[owner] = int(count)
+        [heartbeat] = on.query(f"select {self._now} - max(heartbeat_ms) from {self._shards}", {})  # noqa: S608
+        return Stats(
+            waiting=int(waiting[1]) if waiting else 0,
+            retrying=int(waiting[2]) if waiting else 0,
+            dead=int(dead[1]) if dead else 0,
+            sent=int(sent[1]) if sent else 0,
+            oldest=max(int(waiting[3]) / 1000, 0.0) if waiting else None,
+            oldest_dead=max(int(dead[4]) / 1000, 0.0) if dead else None,
+            relays=relays,
+            heartbeat=None if heartbeat[0] is None else max(int(heartbeat[0]) / 1000, 0.0),
+        )
+
+    def rows(self, on: Connection, selection: Selection, limit: int) -> list[Row]:
+        """As OutboxStore.rows."""
+        where, parameters = self._where(selection)
+        rows = on.query(
+            f"select id, event_id, type, broker, destination, ordering_key, state, attempts, {self._now} - created_ms, "  # noqa: S608
+            f"next_try_ms - {self._now}, last_error, coalesce(length(payload), 0) from {self._events} where {where} "
+            f"order by id limit :limit",
+            {**parameters, "limit": limit},
+        )
+        return [
+            Row(
+                id=int(row[0]),
+                event_id=row[1],
+                type=row[2],
+                broker=row[3],
+                destination=row[4],
+                ordering_key=row[5],
+                state=State(int(row[6])),
+                attempts=int(row[7]),
+                age=max(int(row[8]) / 1000, 0.0),
+                next_try=int(row[9]) / 1000 if int(row[6]) == State.WAITING and int(row[9]) > 0 else None,
+                last_error=row[10],
+                size=int(row[11]),
+            )
+            for row in rows
+        ]
+
+    def count(self, on: Connection, selection: Selection) -> int:
+        """As OutboxStore.count."""
+        where, parameters = self._where(selection)
+        return int(on.query(f"select count(*) from {self._events} where {where}", parameters)[0][0])  # noqa: S608
+
+    def requeue(self, on: Connection, selection: Selection) -> int:
+        """As OutboxStore.requeue."""
+        where, parameters = self._where(selection)
+        return on.run(
+            f"update {self._events} set state = 0, state_ms = 0, attempts = 0, next_try_ms = 0 where {where}",  # noqa: S608
+            parameters,
+        )
+
+    def discard(self, on: Connection, selection: Selection) -> int:
+        """As OutboxStore.discard."""
+        where, parameters = self._where(selection)
+        return on.run(f"delete from {self._events} where {where}", parameters)  # noqa: S608
+
+    def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        parameters: dict[str, Any] = {}
+        where = ["1 = 1"]
+        if selection.ids:
+            where.append(self._in("id", selection.ids, parameters, "ids"))
+        if selection.event_ids:
+            names = {f"event_id_{number}": each for number, each in enumerate(selection.event_ids)}
+            parameters.update(names)
+            where.append(f"event_id in ({', '.join(f':{name}' for name in names)})")
+        exact = {
+            "ordering_key": selection.key,
+            "type": selection.type,
+            "broker": selection.broker,
+            "destination": selection.destination,
+        }
+        for column, value in exact.items():
+            if value is not None:
+                where.append(f"{column} = :{column}")
+                parameters[column] = value
+        if selection.states:
+            where.append(f"state in ({', '.join(str(int(state)) for state in selection.states)})")
+        if selection.older_than is not None:
+            where.append(f"(case when state = 0 then created_ms else state_ms end) < {self._now} - :older")
+            parameters["older"] = int(selection.older_than * 1000)
+        return " and ".join(where), parameters
+
+    # -- pieces --------------------------------------------------------------------------------------------------
+
+    def _brokers(self, brokers: Sequence[str], parameters: dict[str, Any]) -> str:
+        if not brokers:
+            return "(1 = 0)"
+        names = {f"broker_{number}": each for number, each in enumerate(brokers)}
+        parameters.update(names)
+        return f"(broker in ({', '.join(f':{name}' for name in names)}))"
+
+    def _in(self, column: str, numbers: Sequence[int], parameters: dict[str, Any], name: str) -> str:
+        if not numbers:
+            return "(1 = 0)"
+        if self._vendor == "postgresql":
+            parameters[name] = list(numbers)
+            return f"{column} = any(cast(:{name} as bigint[]))"
+        return f"{column} in ({_written(numbers)})"
+
+    def _not_in(self, column: str, numbers: Sequence[int], parameters: dict[str, Any], name: str) -> str:
+        if self._vendor == "postgresql":
+            # A hash in every version; `<> all` is one from PostgreSQL 15 on.
+            parameters[name] = list(numbers)
+            return f"{column} not in (select unnest(cast(:{name} as bigint[])))"
+        return f"{column} not in ({_written(numbers)})"
+
+    def _lists(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        if not numbers:
+            return []
+        if self._vendor == "postgresql":
+            return [numbers]
+        return [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+
+
+def _written(numbers: Sequence[int]) -> str:
+    return ", ".join([str(int(number)) for number in numbers])
+
+
+def _record(row: Sequence[Any]) -> Record:
+    payload = row[7]
+    return Record(
+        row[0],
+        row[1],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        payload if payload is None or payload.__class__ is bytes else bytes(payload),
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        row[12],
+        row[13],
+        row[14],
+        row[15],
+    )

@@ -1,0 +1,642 @@
+"""The relay: from the rows of an outbox to the broker, at least once and in order per key.
+
+One loop reads the oldest rows of the shards it has leases on, hands them to the producers, and deletes what was
+confirmed. While one batch is on its way the next one is read. No transaction is open meanwhile.
+
+    held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try
+    outage          the broker does not answer: no attempt is counted, its rows are left alone until it does
+    dead            refused for good, or `max_attempts` times: its lane goes on without it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dispytch_integrations._broker import Broker
+from dispytch_integrations.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    DispytchError,
+    NotAttemptedError,
+    NotStartedError,
+    PermanentFailure,
+    SerializationError,
+    UnconfirmedError,
+)
+from dispytch_integrations.message import Message
+from dispytch_integrations.outbox.leases import Leases
+from dispytch_integrations.outbox.record import FORMAT, Codec, Record, message_of
+from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Selection, State, Waiting
+
+__all__ = ["Counts", "Relay", "RelayOptions"]
+
+logger = logging.getLogger("dispytch_integrations.outbox")
+
+_SLOW = 0.25
+"""Seconds after which the lanes of a delivery are left alone, so that others need not wait for it."""
+_DELIVERIES = 8
+"""How many deliveries may be under way."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two looks at a broker, or a database, that does not answer."""
+_FIRST_POLL = 0.02
+_FOREIGN_SECONDS = 60.0
+"""How often rows are counted that are not for this relay, and what has expired is deleted."""
+_ERROR_LENGTH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOptions:
+    """How a relay works.
+
+    `batch_size`: rows read and sent at once. `lease`: seconds a shard stays this relay's without being renewed: what a
+    killed relay held goes on after that time. `poll_interval`: seconds between two looks when nothing happens and
+    nobody wakes it, at most; it begins shorter. `max_attempts`: after as many failures a message is dead.
+    `backoff`, `max_backoff`: seconds before the second attempt, doubled each time up to the latter, ±25 %.
+    `keep_sent`: seconds a sent row stays in the table; None: it is deleted at once. `keep_dead`: seconds after which
+    dead rows are deleted; None: never. `codec`: that of the writers.
+    """
+
+    batch_size: int = 2000
+    lease: float = 10.0
+    poll_interval: float = 1.0
+    max_attempts: int = 10
+    backoff: float = 1.0
+    max_backoff: float = 300.0
+    keep_sent: float | None = None
+    keep_dead: float | None = None
+    codec: Codec | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)!r}; it must be above 0"
+            for name in ("batch_size", "lease", "poll_interval", "max_attempts", "backoff", "max_backoff")
+            if not getattr(self, name) > 0
+        ]
+        problems += [
+            f"{name} is {getattr(self, name)!r}; it must be 0 or more seconds, or None"
+            for name in ("keep_sent", "keep_dead")
+            if getattr(self, name) is not None and getattr(self, name) < 0
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a relay has done since it was made. `attempts_failed`: those a broker refused or did not confirm."""
+
+    sent: int = 0
+    attempts_failed: int = 0
+    dead: int = 0
+    fetches: int = 0
+    settles: int = 0
+
+
+class _Delivery:
+    """Messages under way to one broker."""
+
+    __slots__ = ("alias", "lanes", "messages", "outcomes", "records", "retries", "since", "task")
+
+    def __init__(self, alias: str, records: list[Record], messages: list[Message], *, retries: bool) -> None:
+        self.alias = alias
+        self.records = records
+        self.messages = messages
+        self.lanes = {record.lane for record in records}
+        self.retries = retries
+        self.since = time.monotonic()
+        self.outcomes: list[Exception | None] = []
+        self.task: asyncio.Task[None]
+
+
+class Relay:
+    """Relays one outbox. `brokers`: by alias, started; `wake()` may be called from any thread.
+
+        relay = Relay(store, brokers.brokers)
+        await relay.run()                       # until stop()
+
+    `name`: how it calls itself in leases and logs; default: host, process and a random part. `on_beat`: called after
+    each renewal of the leases, with the relay: a liveness file is touched there.
+
+    Raises ConfigurationError for brokers whose timeout does not fit into the lease.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        brokers: Mapping[str, Broker],
+        options: RelayOptions | None = None,
+        *,
+        name: str | None = None,
+        on_beat: Callable[[Relay], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.options = options or RelayOptions()
+        self.name = name or f"{socket.gethostname()[:100]}:{os.getpid()}:{os.urandom(4).hex()}"
+        self.counts = Counts()
+        self.last_error: str | None = None
+        """What the database last answered, where it did not do what was asked; None: it does."""
+        self._brokers = brokers
+        self._on_beat = on_beat
+        self._need = _needed_time(brokers, self.options)
+        self._leases = Leases(store, self.name, self.options.lease)
+        self._pending: list[tuple[Record, Message]] = []
+        self._deliveries: set[_Delivery] = set()
+        self._sent: list[int] = []
+        self._failed: list[Failure] = []
+        self._held_ids: set[int] = set()  # pending, under way, or confirmed and not yet deleted
+        self._blocked: dict[int, float] = {}  # lane: when it may go on, on the monotonic clock
+        self._outages: dict[str, asyncio.Task[None]] = {}
+        self._told: Waiting | None = None
+        self._next_housekeeping = 0.0
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+
+    # -- from outside --------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to relay: look now. From any thread; harmless when the relay does not run."""
+        loop = self._loop
+        if loop is None:
+            return
+        try:
+            if asyncio.get_running_loop() is loop:
+                self._woken.set()
+                return
+        except RuntimeError:
+            pass
+        try:
+            loop.call_soon_threadsafe(self._woken.set)
+        except RuntimeError:
+            pass  # The loop is closed: another relay will find it.
+
+    def stop(self) -> None:
+        """Send nothing new; `run` returns when what is under way is settled and the leases are given back."""
+        self._stopping = True
+        self.wake()
+
+    @property
+    def shards(self) -> int:
+        """How many shards it holds a lease on."""
+        return len(self._leases.held)
+
+    @property
+    def outages(self) -> Sequence[str]:
+        """Aliases of the brokers that are waited for."""
+        return sorted(self._outages)
+
+    async def run(self) -> None:
+        """Relay until `stop` is called. A database that does not answer is tried again, without end.
+
+        Raises ConfigurationError at once when the tables are missing or the database cannot lease.
+        """
+        await self._run(until_empty=False)
+
+    async def drain(self) -> None:
+        """Relay what can be relayed now, and return: nothing is left, or what is left waits for its next try, for a
+        broker that is down, or belongs to another relay. Raises as `run`, and what the database raises.
+        """
+        await self._run(until_empty=True)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _run(self, *, until_empty: bool) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), False
+        self._woken = asyncio.Event()
+        await self._open(until_empty)
+        beating = asyncio.create_task(self._beat(), name="dispytch relay leases")
+        try:
+            await self._relay(until_empty)
+        finally:
+            beating.cancel()
+            await asyncio.wait({beating})
+            await self._end()
+            self._loop = None
+
+    async def _open(self, once: bool) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self.store.open()
+                await self._leases.renew()
+            except ConfigurationError:
+                raise
+            except Exception as exc:
+                if once:
+                    raise
+                self._note_database(exc)
+                await self._sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                if self._stopping:
+                    return
+            else:
+                self._beat_now()
+                return
+
+    async def _beat(self) -> None:
+        """Keep the leases, beside the loop."""
+        while True:
+            await asyncio.sleep(self._leases.interval * random.uniform(0.8, 1.0))
+            try:
+                await self._leases.renew()
+            except Exception as exc:
+                self._note_database(exc)
+            else:
+                self._beat_now()
+                if self._leases.is_asked:
+                    self._woken.set()
+
+    def _beat_now(self) -> None:
+        if self._on_beat is not None:
+            try:
+                self._on_beat(self)
+            except Exception:
+                logger.exception("on_beat failed")
+
+    async def _relay(self, until_empty: bool) -> None:
+        poll, pause = _FIRST_POLL, _FIRST_PAUSE
+        while not self._stopping:
+            try:
+                self._woken.clear()
+                self._collect()
+                self._forget_lost()
+                self._start_pending()
+                await self._settle()
+                found, room = await self._fetch()
+                await self._give_away()
+                await self._keep_house()
+                self.last_error = None
+                pause = _FIRST_PAUSE
+            except Exception as exc:
+                if until_empty:
+                    raise
+                self._note_database(exc)
+                await self._sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            self._start_pending()
+            if found:
+                poll = _FIRST_POLL
+                if found >= room and len(self._pending) < self.options.batch_size:
+                    await asyncio.sleep(0)
+                    continue
+            elif until_empty and not self._deliveries and not self._pending:
+                return
+            await self._wait(poll)
+            if not found:
+                poll = min(poll * 1.5, self.options.poll_interval)
+
+    async def _wait(self, poll: float) -> None:
+        """Until a delivery is over, somebody wakes us, a lane may go on, or it is time to look."""
+        tasks: set[asyncio.Task[Any]] = {delivery.task for delivery in self._deliveries}
+        now = time.monotonic()
+        limit = poll if not self._deliveries else min(max(poll, 0.05), _SLOW)
+        if self._blocked:
+            limit = min(limit, max(min(self._blocked.values()) - now, 0.001))
+        waking = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({*tasks, waking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        if self._stopping:
+            return
+        try:
+            async with asyncio.timeout(seconds * random.uniform(0.75, 1.25)):
+                while not self._stopping:
+                    self._woken.clear()
+                    await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    async def _fetch(self) -> tuple[int, int]:
+        """Read the next rows; return how many came, and for how many there was room."""
+        now = time.monotonic()
+        for lane in [lane for lane, until in self._blocked.items() if until <= now]:
+            del self._blocked[lane]
+        slow = set[int]()
+        for delivery in self._deliveries:
+            if now - delivery.since > _SLOW:
+                slow |= delivery.lanes
+        if slow:
+            self._forget(lambda record: record.lane in slow)
+        room = self.options.batch_size - len(self._pending)
+        shards = self._leases.usable(self._need)
+        brokers = [alias for alias in self._brokers if alias not in self._outages]
+        if room <= 0 or not shards or not brokers or len(self._deliveries) >= _DELIVERIES:
+            return 0, 1
+        query = Query(
+            shards=sorted(shards),
+            brokers=brokers,
+            format=FORMAT,
+            limit=room,
+            not_ids=sorted(self._held_ids),
+            not_lanes=sorted(slow.union(self._blocked)),
+        )
+        fetched = await self.store.fetch(query)
+        self.counts.fetches += 1
+        for record in fetched.records:
+            if record.lane in self._blocked:
+                continue
+            if record.next_try_ms > fetched.now_ms:
+                self._blocked[record.lane] = time.monotonic() + (record.next_try_ms - fetched.now_ms) / 1000
+                continue
+            try:
+                message = message_of(record, self.options.codec)
+            except SerializationError as exc:
+                self._give_up(record, exc)
+                continue
+            self._pending.append((record, message))
+            self._held_ids.add(record.id)
+        return len(fetched.records), room
+
+    def _start_pending(self) -> None:
+        """Send what waits and whose lane is free; retries travel apart, so that they hold up nobody else."""
+        if not self._pending:
+            return
+        busy = set[int]()
+        for delivery in self._deliveries:
+            busy |= delivery.lanes
+        groups: dict[tuple[str, bool], list[tuple[Record, Message]]] = {}
+        waiting: list[tuple[Record, Message]] = []
+        closed = busy  # Behind one that waits, all of its lane wait.
+        began: dict[int, bool] = {}
+        usable = self._leases.usable(self._need)
+        for item in self._pending:
+            record = item[0]
+            lane, retry = record.lane, record.attempts > 0
+            if lane not in closed and (record.shard not in usable or (lane in began and (retry or began[lane]))):
+                closed.add(lane)
+            if lane in closed:
+                waiting.append(item)
+                continue
+            began[lane] = retry
+            groups.setdefault((record.broker, retry), []).append(item)
+        for (alias, retries), items in groups.items():
+            if len(self._deliveries) >= _DELIVERIES:
+                waiting += items
+                continue
+            delivery = _Delivery(alias, [item[0] for item in items], [item[1] for item in items], retries=retries)
+            delivery.task = asyncio.create_task(self._deliver(delivery), name=f"dispytch relay to {alias}")
+            self._deliveries.add(delivery)
+        waiting.sort(key=_by_id)
+        self._pending = waiting
+
+    async def _deliver(self, delivery: _Delivery) -> None:
+        broker = self._brokers[delivery.alias]
+        try:
+            delivery.outcomes = await broker.deliver_in_order(delivery.messages)
+        except Exception as exc:
+            # What hinders all of them: a client that is closed, or a bug of a producer.
+            delivery.outcomes = [exc] * len(delivery.messages)
+        if await self._is_outage(broker, delivery.outcomes):
+            self._pause(delivery.alias, delivery.outcomes)
+            delivery.outcomes = [
+                NotAttemptedError() if _hints_at_outage(error) else error for error in delivery.outcomes
+            ]
+        self._woken.set()
+
+    def _collect(self) -> None:
+        """Note what became of the deliveries that are over."""
+        for delivery in [delivery for delivery in self._deliveries if delivery.task.done()]:
+            self._deliveries.discard(delivery)
+            if delivery.task.cancelled() or not delivery.outcomes:
+                self._held_ids.difference_update(record.id for record in delivery.records)
+                continue
+            for record, error in zip(delivery.records, delivery.outcomes, strict=True):
+                if error is None:
+                    self._sent.append(record.id)
+                else:
+                    self._failed_once(record, error)
+
+    def _failed_once(self, record: Record, error: Exception) -> None:
+        if isinstance(error, NotAttemptedError):
+            self._held_ids.discard(record.id)
+            self._forget_lane(record.lane)
+            return
+        self.counts.attempts_failed += 1
+        attempts = record.attempts + 1
+        if isinstance(error, PermanentFailure) or attempts >= self.options.max_attempts:
+            self._give_up(record, error)
+            return
+        delay = min(self.options.backoff * 2 ** (attempts - 1), self.options.max_backoff) * random.uniform(0.75, 1.25)
+        logger.warning(
+            "%s (id %s, to %s:%s) was not delivered, attempt %d of %d, next one in %.1f s: %s",
+            *(record.type, record.event_id, record.broker, record.destination),
+            *(attempts, self.options.max_attempts, delay, _told(error)),
+            extra=_extra(record),
+        )
+        self._blocked[record.lane] = time.monotonic() + delay
+        self._forget_lane(record.lane)
+        self._failed.append(Failure(record.id, attempts, delay, _told(error)))
+
+    def _give_up(self, record: Record, error: Exception) -> None:
+        self.counts.dead += 1
+        self._held_ids.add(record.id)
+        logger.error(
+            "%s (id %s, to %s:%s) is dead after %d attempts: %s; see `outbox requeue` and `outbox discard`",
+            *(record.type, record.event_id, record.broker, record.destination, record.attempts + 1, _told(error)),
+            extra=_extra(record),
+        )
+        self._failed.append(Failure(record.id, record.attempts + 1, None, _told(error)))
+
+    def _forget_lane(self, lane: int) -> None:
+        """What follows a message that failed is read again, behind it."""
+        self._forget(lambda record: record.lane == lane)
+
+    def _forget_lost(self) -> None:
+        new, held = self._leases.take_new(), self._leases.held
+        self._forget(lambda record: record.shard not in held or record.shard in new)
+
+    def _forget(self, wanted: Callable[[Record], bool]) -> None:
+        """Drop rows that wait in memory; they are in the table."""
+        if not self._pending:
+            return
+        kept = [item for item in self._pending if not wanted(item[0])]
+        if len(kept) < len(self._pending):
+            self._held_ids.difference_update(item[0].id for item in self._pending if wanted(item[0]))
+            self._pending = kept
+
+    async def _settle(self) -> None:
+        if not self._sent and not self._failed:
+            return
+        sent, failed = self._sent, self._failed
+        action: Literal["delete", "keep"] = "delete" if self.options.keep_sent is None else "keep"
+        # Kept until the database has done it: what it does not do is neither read again nor forgotten.
+        await self.store.settle(sent, failed, action)
+        self._sent, self._failed = self._sent[len(sent) :], self._failed[len(failed) :]
+        self.counts.sent += len(sent)
+        self.counts.settles += 1
+        self._held_ids.difference_update(sent)
+        self._held_ids.difference_update(failure.id for failure in failed)
+
+    # -- outages -------------------------------------------------------------------------------------------------
+
+    async def _is_outage(self, broker: Broker, outcomes: Sequence[Exception | None]) -> bool:
+        """Is it the broker that failed, and not the messages?"""
+        if any(isinstance(error, (BrokerUnavailableError, NotStartedError)) for error in outcomes):
+            return True
+        if not any(isinstance(error, UnconfirmedError) for error in outcomes) or None in outcomes:
+            return False
+        try:
+            await broker.ping()
+        except Exception:
+            return True
+        return False
+
+    def _pause(self, alias: str, outcomes: Sequence[Exception | None]) -> None:
+        """Leave a broker's rows alone until it answers."""
+        if alias in self._outages:
+            return
+        error = next(error for error in outcomes if _hints_at_outage(error))
+        logger.warning("broker %r does not answer; its events wait in the outbox: %s", alias, _told(error))
+        self._forget(lambda record: record.broker == alias)
+        self._outages[alias] = asyncio.create_task(self._await_broker(alias), name=f"dispytch relay waits for {alias}")
+
+    async def _await_broker(self, alias: str) -> None:
+        pause = _FIRST_PAUSE
+        broker = self._brokers[alias]
+        while not self._stopping:
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))
+            try:
+                await broker.ping()
+            except Exception:
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                logger.info("broker %r answers again", alias)
+                break
+        del self._outages[alias]
+        self._woken.set()
+
+    # -- leases, housekeeping, end -------------------------------------------------------------------------------
+
+    def _busy_shards(self) -> frozenset[int]:
+        return frozenset(
+            record.shard
+            for records in (
+                (item[0] for item in self._pending),
+                *((record for record in delivery.records) for delivery in self._deliveries),
+            )
+            for record in records
+        )
+
+    async def _give_away(self) -> None:
+        if not self._leases.is_asked:
+            return
+        usable = self._leases.usable(0.0)
+        self._forget(lambda record: record.shard not in usable)
+        await self._leases.give_away(self._busy_shards())
+
+    async def _keep_house(self) -> None:
+        now = time.monotonic()
+        if now < self._next_housekeeping:
+            return
+        self._next_housekeeping = now + _FOREIGN_SECONDS * random.uniform(0.75, 1.25)
+        self._tell_foreign(await self.store.waiting(list(self._brokers), FORMAT))
+        for state, seconds in ((State.SENT, self.options.keep_sent), (State.DEAD, self.options.keep_dead)):
+            if seconds is not None:
+                await self.store.discard(Selection(states=(state,), older_than=seconds))
+
+    def _tell_foreign(self, waiting: Waiting) -> None:
+        if waiting == self._told:
+            return
+        self._told = waiting
+        for alias, count in waiting.unknown.items():
+            logger.warning(
+                "%d events wait for broker %r, which this relay does not have; it has %s",
+                *(count, alias, ", ".join(repr(each) for each in self._brokers) or "none"),
+            )
+        if waiting.newer:
+            logger.warning(
+                "%d events were stored by a newer version than this relay (format above %d): update it",
+                *(waiting.newer, FORMAT),
+            )
+
+    async def _end(self) -> None:
+        """Wait for what is under way, settle it, give the leases back."""
+        for task in self._outages.values():
+            task.cancel()
+        self._forget(lambda record: True)
+        if self._deliveries:
+            await asyncio.wait({delivery.task for delivery in self._deliveries}, timeout=self._need)
+            for delivery in self._deliveries:
+                delivery.task.cancel()
+            await asyncio.wait({delivery.task for delivery in self._deliveries}, timeout=1.0)
+        busy = self._busy_shards() if any(not each.task.done() for each in self._deliveries) else frozenset[int]()
+        self._collect()
+        try:
+            await self._settle()
+            await self._leases.release(busy)
+        except Exception as exc:
+            logger.warning("the relay could not give its leases back; they end in %.0f s: %s", self.options.lease, exc)
+        finally:
+            await self.store.close()
+
+    def _note_database(self, error: Exception) -> None:
+        told = _told(error) if isinstance(error, DispytchError) else f"{type(error).__name__}: {_first_line(error)}"
+        if told != self.last_error:
+            logger.warning("the outbox in %s does not answer; trying again: %s", self.store.address, told)
+        self.last_error = told
+
+
+def _by_id(item: tuple[Record, Message]) -> int:
+    return item[0].id
+
+
+def _hints_at_outage(error: Exception | None) -> bool:
+    return isinstance(error, (BrokerUnavailableError, NotStartedError, UnconfirmedError))
+
+
+def _told(error: Exception | None) -> str:
+    """What happened, for logs and `last_error`: other people's errors may repeat a payload, so their type alone."""
+    if isinstance(error, DispytchError):
+        return str(error)[:_ERROR_LENGTH]
+    return type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:_ERROR_LENGTH]
+
+
+def _extra(record: Record) -> dict[str, Any]:
+    return {
+        "event_type": record.type,
+        "event_id": record.event_id,
+        "broker": record.broker,
+        "destination": record.destination,
+    }
+
+
+def _needed_time(brokers: Mapping[str, Broker], options: RelayOptions) -> float:
+    """Seconds that a lease must last when a delivery begins. Raises ConfigurationError when it never does."""
+    longest = 0.0
+    for alias, broker in brokers.items():
+        if broker.timeout is None:
+            raise ConfigurationError(
+                f"broker {alias!r} has timeout=None, and a relay must know when a delivery is over: a lease lasts "
+                f"{options.lease:g} s; give it a timeout"
+            )
+        longest = max(longest, broker.timeout)
+    left = options.lease * 0.75  # renewed each quarter
+    if longest > left:
+        raise ConfigurationError(
+            f"a timeout of {longest:g} s does not fit into a lease of {options.lease:g} s, which is renewed each "
+            f"{options.lease / 4:g} s: the relay could never send; write lease={longest * 2:g}, or a shorter timeout"
+        )
+    if longest > options.lease / 2:
+        logger.warning(
+            "a timeout of %g s leaves little of a lease of %g s: a slow database stops the relay; write lease=%g",
+            *(longest, options.lease, longest * 2),
+        )
+    return longest

@@ -14,9 +14,31 @@ Routes and producers are in a module per transport (kafka, rabbitmq, redis, memo
 per framework (fastapi, starlette), all errors in `errors`.
 """
 
-from dispytch_integrations.brokers import connect
-from dispytch_integrations.emitter import EventEmitter
-from dispytch_integrations.events import EventBase, event_id
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dispytch_integrations.brokers import connect
+    from dispytch_integrations.emitter import EventEmitter
+    from dispytch_integrations.events import EventBase, event_id
 
 __all__ = ["EventBase", "EventEmitter", "connect", "event_id"]
 __version__ = "0.1.0.dev0"
+
+_HOMES = {"EventBase": "events", "EventEmitter": "emitter", "connect": "brokers", "event_id": "events"}
+
+
+def __getattr__(name: str) -> object:
+    # At first use: pydantic takes a quarter of a second, which `dispytch-integrations --help` need not wait for.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

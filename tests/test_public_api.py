@@ -165,13 +165,20 @@ def test_routes_need_no_driver(name: str) -> None:
 
 def test_root_loads_no_driver_and_no_framework() -> None:
     """`import dispytch_integrations` costs a service nothing that it does not use."""
-    assert _run(f"import dispytch_integrations, sys; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+    names = "from dispytch_integrations import *; import sys"
+    assert _run(f"{names}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+
+
+def test_root_loads_nothing_before_it_is_used() -> None:
+    """Every start of pytest and `dispytch-integrations --help` would wait a quarter of a second for pydantic."""
+    loaded = _run("import dispytch_integrations, sys; print([m for m in ('pydantic', 'asyncio') if m in sys.modules])")
+    assert loaded == "[]"
 
 
 def test_root_loads_only_the_core() -> None:
     """Transports and integrations are imported by whoever uses them."""
     loaded = _run(
-        "import dispytch_integrations, sys;"
+        "from dispytch_integrations import *; import sys;"
         "print(' '.join(sorted(m.rpartition('.')[2] for m in sys.modules if m.startswith('dispytch_integrations.'))))"
     ).split()
     assert not {"kafka", "rabbitmq", "redis", "memory", "blocking", "fastapi", "starlette", "django"} & set(loaded)

@@ -17,6 +17,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn  # type: ignore[import-untyped]
+from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]
 
 from dispytch_integrations.errors import (
@@ -98,6 +99,12 @@ class Client:
             "the AIOKafkaProducer belongs to another event loop; emit on the loop that it was made on, "
             "or make one on this loop"
         )
+
+    def builder(self, size: int) -> Any:
+        """An empty batch of at most `size` bytes before compression; a single record may be larger."""
+        accumulator = self.accumulator
+        transactional = self._transactions is not None
+        return BatchBuilder(size, accumulator._compression_type, is_transactional=transactional)
 
     # -- topics --------------------------------------------------------------------------------------------------
 

@@ -28,14 +28,15 @@ from dispytch_integrations.errors import (
 )
 from dispytch_integrations.message import Message
 
-__all__ = ["Delivery"]
+__all__ = ["TOO_LARGE", "Delivery", "broken_down", "by_partition", "headers_of", "timed_out"]
 
 _QUEUE_SECONDS = 86400.0
 """The client's own limit for a place in its queue counts wrongly when many wait; ours ends the wait."""
 _RECORD_OVERHEAD, _HEADER_OVERHEAD = 16, 48
 """Bytes, roughly: to tell when a batch of messages without a key is full."""
 
-_TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+"""What a broker answers to a batch that is larger than it takes."""
 
 Headers = list[tuple[str, bytes]]
 _T = TypeVar("_T")
@@ -47,7 +48,9 @@ class Delivery:
     def __init__(self, client: Client, *, create_topics: bool) -> None:
         self.client = client
         self.topics = Topics(client, create=create_topics)
-        self._deadlines = Deadlines()
+        self.deadlines = Deadlines()
+        self.largest_batches: dict[str, int] = {}
+        """By topic: bytes of a batch that was refused as too large, halved. For deliveries in order."""
         self._expiry = Expiry(client.loop)
         self._add: Callable[..., Coroutine[Any, Any, asyncio.Future[Any]]] = client.accumulator.add_message
         self._max_size = client.max_request_size
@@ -73,7 +76,7 @@ class Delivery:
                     self._expiry.watch(future, timeout)
                 await future
             else:
-                with self._deadlines.limit(timeout):
+                with self.deadlines.limit(timeout):
                     await (await resumed(adding, awaited))
         except TimeoutError:
             return timed_out(message, timeout)
@@ -84,7 +87,7 @@ class Delivery:
     async def _deliver_slowly(self, message: Message, timeout: float | None) -> Exception | None:
         """`deliver_one` to a topic that is not known yet."""
         try:
-            with self._deadlines.limit(timeout):
+            with self.deadlines.limit(timeout):
                 topic = await self.topics.find(message.destination, timeout)
                 if isinstance(topic, Exception):
                     return translate(topic, repr(message), BEFORE_SENDING)
@@ -119,7 +122,7 @@ class Delivery:
             return [broken_down(message) for message in messages]
         many = _Many(self, messages, timeout)
         try:
-            with self._deadlines.limit(timeout):
+            with self.deadlines.limit(timeout):
                 await many.run()
         except TimeoutError:
             pass  # `many` knows which ones are still unconfirmed.
@@ -137,7 +140,6 @@ class Delivery:
         )
 
 
-_NOWHERE: tuple[TopicPartition | None, int] = (None, 0)
 _OPEN = DeliveryError("without an outcome")
 """Stands where an outcome is still to come."""
 
@@ -208,39 +210,15 @@ class _Many:
         return topics
 
     def _places(self, topics: dict[str, Topic]) -> dict[TopicPartition, tuple[list[bytes | None], list[int]]]:
-        """Which messages go to which partition, in order, with their keys.
-
-        Messages without a key go to one partition until a batch is full, then to the next: full batches travel best.
-        """
+        """Which messages go to which partition, in order, with their keys."""
+        messages, full = self._messages, self._client.max_batch_size
+        by_topic: dict[str, list[int]] = {name: [] for name in topics}
+        for index, message in enumerate(messages):
+            if (indexes := by_topic.get(message.destination)) is not None:
+                indexes.append(index)
         places: dict[TopicPartition, tuple[list[bytes | None], list[int]]] = {}
-        sticky: dict[str, tuple[TopicPartition | None, int]] = {}
-        for index, message in enumerate(self._messages):
-            name = message.destination
-            topic = topics.get(name)
-            if topic is None:
-                continue
-            number = message.properties.get("partition") if message.properties else None
-            key = key_of(message)
-            place: TopicPartition | None
-            if number is not None:
-                place = topic.places.get(number)
-            elif key is not None:
-                place = topic.place(key)
-            else:
-                place, room = sticky.get(name, _NOWHERE)
-                if room <= 0:
-                    place, room = topic.place(None), self._client.max_batch_size
-                payload, headers = message.payload, message.headers
-                room -= _RECORD_OVERHEAD + (len(payload) if payload else 0) + _HEADER_OVERHEAD * len(headers)
-                sticky[name] = (place, room)
-            if place is None:
-                self._settle((index,), no_such_partition(message, topic))
-                continue
-            items = places.get(place)
-            if items is None:
-                items = places[place] = ([], [])
-            items[0].append(key)
-            items[1].append(index)
+        for name, indexes in by_topic.items():
+            places.update(by_partition(topics[name], messages, indexes, full, self._settle_one))
         return places
 
     async def _queue(self, place: TopicPartition, keys: list[bytes | None], indexes: list[int]) -> None:
@@ -287,7 +265,7 @@ class _Many:
         error = future.exception()
         if error is None:
             self._settle(inside, None)
-        elif len(inside) > 1 and isinstance(error, _TOO_LARGE):
+        elif len(inside) > 1 and isinstance(error, TOO_LARGE):
             # The broker takes less than our batches hold. Which message is too large shows when each goes alone.
             for index in inside:
                 for builder, alone in self._batches([key_of(self._messages[index])], [index]):
@@ -299,6 +277,9 @@ class _Many:
 
     def _fail(self, index: int, error: Exception) -> None:
         self._settle((index,), translate(error, repr(self._messages[index])))
+
+    def _settle_one(self, index: int, outcome: Exception) -> None:
+        self._outcomes[index] = outcome
 
     def _settle(self, indexes: Iterable[int], outcome: Exception | None) -> None:
         outcomes = self._outcomes
@@ -319,6 +300,45 @@ def resumed(started: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, An
                 return cast("_T", done.value)
         else:
             return (yield from cast("Generator[Any, Any, _T]", started))
+
+
+def by_partition(
+    topic: Topic,
+    messages: Sequence[Message],
+    indexes: Iterable[int],
+    full: int,
+    refuse: Callable[[int, Exception], None],
+) -> dict[TopicPartition, tuple[list[bytes | None], list[int]]]:
+    """Which messages of one topic go to which partition, in order, with their keys; `refuse` gets those of none.
+
+    Messages without a key go to one partition until a batch is `full`, then to the next: full batches travel best.
+    """
+    places: dict[TopicPartition, tuple[list[bytes | None], list[int]]] = {}
+    sticky: TopicPartition | None = None
+    room = 0
+    for index in indexes:
+        message = messages[index]
+        number = message.properties.get("partition") if message.properties else None
+        key = key_of(message)
+        place: TopicPartition | None
+        if number is not None:
+            place = topic.places.get(number)
+        elif key is not None:
+            place = topic.place(key)
+        else:
+            if sticky is None or room <= 0:
+                sticky, room = topic.place(None), full
+            place, payload = sticky, message.payload
+            room -= _RECORD_OVERHEAD + (len(payload) if payload else 0) + _HEADER_OVERHEAD * len(message.headers)
+        if place is None:
+            refuse(index, no_such_partition(message, topic))
+            continue
+        items = places.get(place)
+        if items is None:
+            items = places[place] = ([], [])
+        items[0].append(key)
+        items[1].append(index)
+    return places
 
 
 def key_of(message: Message) -> bytes | None:

@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.14 python3
 # Tests run in as many processes; each starts the brokers it needs.
 WORKERS ?= 2
 ARGS ?=
-DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(CHECK),--check) $(ARGS)
+DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(OUTBOX),--outbox) $(if $(CHECK),--check) $(ARGS)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
@@ -19,7 +19,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
-	@echo "  Demos: BROKER=memory|kafka|rabbitmq|redis URL=kafka://host:9092 CHECK=1.  Tests: ARGS='-k kafka'."
+	@echo "  Demos: BROKER=memory|kafka|rabbitmq|redis URL=kafka://host:9092 OUTBOX=1 CHECK=1.  Tests: ARGS='-k kafka'."
 
 demo: .venv/.demo ## Run the FastAPI example against a broker that comes along; see below.
 	@$(BIN)/python -m example_projects.fastapi_orders $(DEMO_OPTIONS)

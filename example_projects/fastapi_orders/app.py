@@ -27,6 +27,11 @@ __all__ = ["create_app"]
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The app; without `settings` they are read from the environment."""
     settings = settings or Settings.from_environment()
+    if settings.outbox:
+        # Imported here: without a database nobody needs SQLAlchemy.
+        from example_projects.fastapi_orders.with_outbox.app import create_app_with_outbox
+
+        return create_app_with_outbox(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -42,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ),
     )
     app.state.orders = OrderRepository()
+    app.state.shop = live.SHOP
     app.include_router(live.router)
     app.include_router(orders.router)
     app.include_router(cancellations.router)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+from example_projects.fastapi_orders.settings import Settings
+from example_projects.shop_demo.brokers import DemoBroker
 from example_projects.shop_demo.run import Demo, Directions, run
 
 __all__ = ["main"]
@@ -15,7 +21,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _directions(address: str) -> Directions:
-    return [("Cancel", f"curl -X POST {address}/orders/1001/cancellation"), ("API", f"{address}/docs")]
+    first = 1 if Settings.from_environment().outbox else 1001
+    return [("Cancel", f"curl -X POST {address}/orders/{first}/cancellation"), ("API", f"{address}/docs")]
+
+
+@contextmanager
+def _prepared(broker: DemoBroker) -> Generator[None, None, None]:
+    """With the outbox, a database that goes with the demo, unless DATABASE_URL names one."""
+    if not Settings.from_environment().outbox or os.environ.get("DATABASE_URL"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="dispytch-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["DATABASE_URL"] = f"sqlite:///{Path(folder) / 'orders.db'}"
+        yield
 
 
 _DEMO = Demo(
@@ -23,4 +41,5 @@ _DEMO = Demo(
     app="example_projects.fastapi_orders.app:create_app",
     factory=True,
     directions=_directions,
+    prepared=_prepared,
 )

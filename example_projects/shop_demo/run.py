@@ -54,7 +54,7 @@ class Demo:
     directions: Callable[[str], Directions]
     """What else there is to see, given the app's address."""
     prepared: Callable[[DemoBroker], AbstractContextManager[object]] = nullcontext
-    """Entered before the app is imported; its end comes after the server's. DISPYTCH_URL is set."""
+    """Entered before the app is imported; its end comes after the server's. DISPYTCH_URL and OUTBOX are set."""
 
 
 def run(demo: Demo, arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,8 @@ def run(demo: Demo, arguments: Sequence[str] | None = None) -> int:
         _end_as_on_ctrl_c()
         with broker_for(options.broker, options.url) as broker:
             asyncio.run(_reach(broker))
-            os.environ["DISPYTCH_URL"] = broker.url  # Read when the app is imported, which the server does.
+            # Read when the app is imported, which the server does.
+            os.environ.update(DISPYTCH_URL=broker.url, OUTBOX="1" if options.outbox else "")
             with demo.prepared(broker):
                 return _serve(demo, broker, options)
     except KeyboardInterrupt:
@@ -75,7 +76,7 @@ def run(demo: Demo, arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(demo: Demo, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; what it leaves out comes from the environment: BROKER, URL, CHECK, PORT."""
+    """The command line; what it leaves out comes from the environment: BROKER, URL, OUTBOX, CHECK, PORT."""
     environment = os.environ
     parser = argparse.ArgumentParser(
         prog=f"python -m {demo.package}", description="Watch typed events travel through a broker."
@@ -85,9 +86,15 @@ def _options(demo: Demo, arguments: Sequence[str] | None) -> argparse.Namespace:
         "--url", default=environment.get("URL") or None, help="of a broker that runs; default: one is found or started"
     )
     parser.add_argument(
+        "--outbox",
+        action="store_true",
+        default=_is_set("OUTBOX"),
+        help="store events with their orders, in one transaction, and relay them to the broker",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
-        default=environment.get("CHECK", "").lower() in ("1", "true", "yes"),
+        default=_is_set("CHECK"),
         help="end with code 0 as soon as the first events have come back, with 1 when they do not",
     )
     parser.add_argument(
@@ -102,6 +109,10 @@ def _options(demo: Demo, arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"BROKER={named} does not go with a URL of {options.broker}")
     options.broker = options.broker or "kafka"
     return options
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def _end_as_on_ctrl_c() -> None:
@@ -133,7 +144,9 @@ def _serve(demo: Demo, broker: DemoBroker, options: argparse.Namespace) -> int:
     )
     address = f"http://{HOST}:{port}"
     directions = _directions(broker, address, demo.directions(address))
-    guide = _Guide(server, Visitor(HOST, port, demo.follow_ups), broker, directions, check=options.check)
+    visitor = Visitor(HOST, port, demo.follow_ups)
+    check = _Check(visitor, _NAMES[broker.transport], outbox=options.outbox) if options.check else None
+    guide = _Guide(server, visitor, directions, check)
     guide.start()
     try:
         server.run(sockets=[listener])
@@ -157,16 +170,29 @@ def _listen(port: int) -> socket.socket:
     raise BrokerMissingError("no port is free on this machine")
 
 
+@dataclass(frozen=True)
+class _Check:
+    """What `--check` does, and says."""
+
+    visitor: Visitor
+    broker: str
+    outbox: bool
+
+    def run(self) -> str:
+        """What was found. Raises VisitorError when it is not as promised."""
+        count = self.visitor.shop_and_watch(_CHECK_SECONDS)
+        held = self.visitor.shop_while_the_relay_is_stopped(_CHECK_SECONDS) if self.outbox else 0
+        told = f"Checked: {count} of {count} events came back from {self.broker}"
+        return f"{told}; {held} more waited in the outbox while its relay was stopped." if held else f"{told}."
+
+
 class _Guide(threading.Thread):
     """Beside the server: tells the way once it serves, and sends the visitor."""
 
-    def __init__(
-        self, server: uvicorn.Server, visitor: Visitor, broker: DemoBroker, directions: str, *, check: bool
-    ) -> None:
+    def __init__(self, server: uvicorn.Server, visitor: Visitor, directions: str, check: _Check | None) -> None:
         super().__init__(name="demo guide", daemon=True)
         self._server = server
         self._visitor = visitor
-        self._broker = broker
         self._directions = directions
         self._check = check
         self._checked = False
@@ -179,19 +205,17 @@ class _Guide(threading.Thread):
             time.sleep(0.02)
         print(self._directions, flush=True)
         try:
-            if self._check:
-                count = self._visitor.shop_and_watch(_CHECK_SECONDS)
+            if self._check is not None:
+                found = self._check.run()
                 self._checked = True
-                print(
-                    f"  Checked: {count} of {count} events came back from {_NAMES[self._broker.transport]}.", flush=True
-                )
+                print(f"  {found}", flush=True)
             else:
                 self._visitor.shop()
         except VisitorError as exc:
             self._problem = str(exc)
         if self._server.should_exit:
             self._problem = None  # It was told to end in the middle of it.
-        elif self._check:
+        elif self._check is not None:
             signal.raise_signal(signal.SIGINT)
         elif self._problem:
             print(f"  The first orders failed: {self._problem}", file=sys.stderr)
@@ -200,7 +224,7 @@ class _Guide(threading.Thread):
         """The exit code, when the server has ended."""
         if not self._server.started:
             return 1  # It has said why.
-        if self._check and not self._checked:
+        if self._check is not None and not self._checked:
             print(f"  Not checked: {self._problem or 'ended before the events came back'}.", file=sys.stderr)
             return 1
         return 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
@@ -53,39 +53,42 @@ class Visitor:
 
         Raises VisitorError when they did not within `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
+        with self._watching(timeout) as page:
+            expected = self.shop(pause=0)
+            page.read_until_arrived(expected)
+        return len(expected)
+
+    def shop_while_the_relay_is_stopped(self, timeout: float) -> int:
+        """Shop with the relay of the outbox stopped, and start it again; return how many events waited meanwhile.
+
+        Raises VisitorError when one of them came too early, or not within `timeout` seconds.
+        """
+        with self._watching(timeout) as page:
+            self._post("/outbox/relay", {"on": False})
+            expected = self.shop(pause=0)
+            stored = {(topic, number) for topic, number in expected if topic not in self._follow_ups}
+            page.read_until_outbox_holds(len(stored))
+            if page.arrived & stored:
+                raise VisitorError("an event came back from the broker although the outbox's relay was stopped")
+            self._post("/outbox/relay", {"on": True})
+            page.read_until_arrived(expected)
+            page.read_until_outbox_holds(0)
+        return len(stored)
+
+    @contextmanager
+    def _watching(self, timeout: float) -> Generator[_Page, None, None]:
         connection = HTTPConnection(self._host, self._port, timeout=timeout)
         try:
             connection.request("GET", "/live", headers={"Accept": "text/event-stream"})
-            arriving = self._messages(connection)
-            expected = missing = self.shop(pause=0)
-            for message in arriving:
-                missing = missing - {(message["topic"], message["body"].get("order_id"))}
-                if not missing:
-                    return len(expected)
-                if connection.sock is not None:
-                    connection.sock.settimeout(max(deadline - time.monotonic(), 0.01))
+            yield _Page(connection, timeout)
         except TimeoutError:
-            pass
+            raise VisitorError(
+                f"the placed events did not all come back from the broker within {timeout:g} s"
+            ) from None
         except (OSError, HTTPException) as exc:
             raise VisitorError(f"the app broke off: {type(exc).__name__}: {exc}") from exc
         finally:
             connection.close()
-        raise VisitorError(f"the placed events did not all come back from the broker within {timeout:g} s")
-
-    def _messages(self, connection: HTTPConnection) -> Iterator[dict[str, Any]]:
-        response = connection.getresponse()
-        kind, data = "", ""
-        for line in iter(response.readline, b""):
-            name, _, value = line.decode().rstrip("\r\n").partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                data += value
-            elif not name:
-                if data and kind in ("", "message"):
-                    yield json.loads(data)
-                kind, data = "", ""
 
     def _post(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         connection = HTTPConnection(self._host, self._port, timeout=15)
@@ -102,3 +105,46 @@ class Visitor:
             raise VisitorError(f"POST {path} was not answered: {type(exc).__name__}") from exc
         finally:
             connection.close()
+
+
+class _Page:
+    """The page's stream, as far as it has been read."""
+
+    def __init__(self, connection: HTTPConnection, timeout: float) -> None:
+        self.arrived: set[tuple[str, int]] = set()
+        self._connection = connection
+        self._response = connection.getresponse()
+        self._deadline = time.monotonic() + timeout
+        self._waiting = -1
+        # Up to its first message: what is placed from now on is seen.
+        self._read()
+
+    def read_until_arrived(self, expected: set[tuple[str, int]]) -> None:
+        """Raises TimeoutError; VisitorError where the stream ends."""
+        while expected - self.arrived:
+            self._read()
+
+    def read_until_outbox_holds(self, count: int) -> None:
+        """Raises TimeoutError; VisitorError where the stream ends."""
+        while self._waiting != count:
+            self._read()
+
+    def _read(self) -> None:
+        """One message."""
+        kind, data = "message", ""
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(max(self._deadline - time.monotonic(), 0.01))
+        for line in iter(self._response.readline, b""):
+            name, _, value = line.decode().rstrip("\r\n").partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                data += value
+            elif not name and data:
+                message = json.loads(data)
+                if kind == "outbox":
+                    self._waiting = message["waiting"]
+                elif kind == "message":
+                    self.arrived.add((message["topic"], message["body"].get("order_id")))
+                return
+        raise VisitorError("the page's stream ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,13 +17,14 @@ import pytest
 from tests.support.brokers import free_port
 from tests.support.servers import ROOT
 
-__all__ = ["address_of", "check", "environment", "open_page", "read_until", "running"]
+__all__ = ["address_of", "check", "environment", "open_page", "read_until", "running", "switch_relay"]
 
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without what would choose another broker, port or project."""
     chosen = (
-        "BROKER", "URL", "CHECK", "PORT", "DISPYTCH_URL", "DATABASE_URL", "CELERY_BROKER_URL", "DJANGO_SETTINGS_MODULE",
+        "BROKER", "URL", "OUTBOX", "CHECK", "PORT", "DISPYTCH_URL", "DATABASE_URL", "CELERY_BROKER_URL",
+        "DJANGO_SETTINGS_MODULE",
     )  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in chosen}
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
@@ -78,6 +80,15 @@ def read_until(page: HTTPResponse, text: bytes) -> None:
     pytest.fail(f"the stream ended before {text.decode()} came")
 
 
+def switch_relay(address: tuple[str, int], *, on: bool) -> None:
+    """What the page's button does."""
+    host, port = address
+    with closing(HTTPConnection(host, port, timeout=20)) as connection:
+        body, headers = json.dumps({"on": on}), {"Content-Type": "application/json"}
+        connection.request("POST", "/outbox/relay", body, headers)
+        assert connection.getresponse().status == 204
+
+
 def address_of(process: subprocess.Popen[str]) -> tuple[str, int]:
     """Host and port that the demo prints first."""
     assert process.stdout is not None
@@ -89,10 +100,13 @@ def address_of(process: subprocess.Popen[str]) -> tuple[str, int]:
     pytest.fail(f"the demo printed no address:\n{told}")
 
 
-def check(module: str, broker: str, url: str | None = None) -> None:
+def check(module: str, broker: str, url: str | None = None, *, outbox: bool = False) -> None:
     """Run a demo with --check; `url`: of a broker that runs."""
-    arguments = ("--check", "--broker", broker, "--port", str(free_port()), *(("--url", url) if url else ()))
+    arguments = ["--check", "--broker", broker, "--port", str(free_port())]
+    arguments += ["--url", url] if url else []
+    arguments += ["--outbox"] if outbox else []
     with running(sys.executable, "-m", module, *arguments) as process:
         output, _ = process.communicate(timeout=55)
     assert process.returncode == 0, output
     assert re.search(r"Checked: (\d+) of \1 events came back", output), output
+    assert ("4 more waited in the outbox while its relay was stopped" in output) is outbox, output

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dispytch_integrations.backend import BrokerURL
 from example_projects.shop_demo.transports import transport_of
 
-__all__ = ["Arrived", "BrokerState", "Feed", "Received"]
+__all__ = ["Arrived", "BrokerState", "Feed", "Item", "OutboxState", "Received"]
 
 _MOST_UNREAD = 1000
 
@@ -62,6 +62,24 @@ class BrokerState(BaseModel):
         return cls(transport=transport_of(url), address=str(BrokerURL.parse(url)), connected=False)
 
 
+class OutboxState(BaseModel):
+    """How the outbox is doing. `oldest`: seconds that the oldest event has waited; None: none waits."""
+
+    waiting: int
+    oldest: float | None
+    dead: int
+    delivered: int
+    """By this process, since its start."""
+    relays: int
+    """How many live."""
+    relaying: bool
+    """Has nobody stopped this process's relay?"""
+
+
+Item = Arrived | BrokerState | OutboxState
+"""What a page is told."""
+
+
 class Feed:
     """Hands each message to every listener, and keeps the last ones for those who come later.
 
@@ -70,8 +88,10 @@ class Feed:
 
     def __init__(self, state: BrokerState, history: int) -> None:
         self.state = state
+        self.outbox: OutboxState | None = None
+        """None: there is none, or nobody has looked yet."""
         self._kept: deque[Arrived] = deque(maxlen=history)
-        self._listeners: set[asyncio.Queue[Arrived | BrokerState | None]] = set()
+        self._listeners: set[asyncio.Queue[Item | None]] = set()
         self._run = secrets.token_hex(4)
         self._position = 0
         self._closed = False
@@ -89,21 +109,33 @@ class Feed:
             self.state = self.state.model_copy(update={"connected": connected})
             self._tell(self.state)
 
+    def set_outbox(self, outbox: OutboxState) -> None:
+        """Say on all pages how the outbox is doing."""
+        if outbox != self.outbox:
+            self.outbox = outbox
+            self._tell(outbox)
+
+    @property
+    def is_watched(self) -> bool:
+        """Is a page open?"""
+        return bool(self._listeners)
+
     def close(self) -> None:
         """End all listeners, and those that come from now on: the server wants to go."""
         self._closed = True
         for queue in self._listeners:
             _put(queue, None)
 
-    async def listen(self, after: str | None = None) -> AsyncGenerator[Arrived | BrokerState, None]:
-        """The broker's state, the kept messages (only those after the number `after`), then all that comes."""
+    async def listen(self, after: str | None = None) -> AsyncGenerator[Item, None]:
+        """The states, the kept messages (only those after the number `after`), then all that comes."""
         if self._closed:
             return
-        queue: asyncio.Queue[Arrived | BrokerState | None] = asyncio.Queue(_MOST_UNREAD)
+        queue: asyncio.Queue[Item | None] = asyncio.Queue(_MOST_UNREAD)
         self._listeners.add(queue)
         try:
             # Taken in one go: what comes while they are sent waits in the queue.
-            missed: list[Arrived | BrokerState] = [self.state, *self._kept_after(after)]
+            outbox = [] if self.outbox is None else [self.outbox]
+            missed: list[Item] = [self.state, *outbox, *self._kept_after(after)]
             for one in missed:
                 yield one
             while (item := await queue.get()) is not None:
@@ -117,7 +149,7 @@ class Feed:
             return list(self._kept)
         return [arrived for arrived in self._kept if int(arrived.number.partition("-")[2]) > int(position)]
 
-    def _tell(self, item: Arrived | BrokerState) -> None:
+    def _tell(self, item: Item) -> None:
         for queue in list(self._listeners):
             if queue.qsize() >= _MOST_UNREAD - 1:
                 # Too slow a reader is cut off; a browser comes back by itself and says where it was.
@@ -128,7 +160,7 @@ class Feed:
             _put(queue, item_or_end)
 
 
-def _put(queue: asyncio.Queue[Arrived | BrokerState | None], item: Arrived | BrokerState | None) -> None:
+def _put(queue: asyncio.Queue[Item | None], item: Item | None) -> None:
     try:
         queue.put_nowait(item)
     except asyncio.QueueFull:  # Its last place holds the end.

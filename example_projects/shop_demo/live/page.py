@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from example_projects.shop_demo.live.feed import Arrived, BrokerState
+from example_projects.shop_demo.live.feed import Arrived, BrokerState, Item, OutboxState
 
 __all__ = ["Kind", "Link", "Shop", "Step", "page_of", "server_sent"]
 
@@ -43,6 +43,8 @@ class Shop(BaseModel):
 
     kinds: list[Kind]
     links: list[Link]
+    outbox: bool = False
+    """Do events go through an outbox? Then the page shows it, and asks for `POST outbox/relay {"on": false}`."""
 
 
 def page_of(shop: Shop) -> str:
@@ -52,7 +54,13 @@ def page_of(shop: Shop) -> str:
     return _PAGE.read_text(encoding="utf-8").replace(_PLACE, _PLACE.replace("{}", data))
 
 
-def server_sent(item: Arrived | BrokerState) -> bytes:
-    """A server-sent event, as it goes over the wire: `broker` is its state, every other one a message from it."""
-    first = "event: broker\nretry: 1000" if isinstance(item, BrokerState) else f"id: {item.number}"
+def server_sent(item: Item) -> bytes:
+    """A server-sent event, as it goes over the wire: `broker` and `outbox` are their states, all else a message."""
+    match item:
+        case BrokerState():
+            first = "event: broker\nretry: 1000"
+        case OutboxState():
+            first = "event: outbox"
+        case Arrived():
+            first = f"id: {item.number}"
     return f"{first}\ndata: {item.model_dump_json()}\n\n".encode()

@@ -12,7 +12,7 @@ import pytest
 from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
 from dispytch_integrations.redis import RedisStreamEventRoute
-from example_projects.shop_demo.live.feed import Arrived, BrokerState, Feed, Received
+from example_projects.shop_demo.live.feed import Arrived, BrokerState, Feed, Item, OutboxState, Received
 from example_projects.shop_demo.live.follow import following
 from example_projects.shop_demo.transports import route_for, transport_of
 
@@ -26,12 +26,12 @@ def received(number: int, **headers: str) -> Received:
     return Received("orders.placed", json.dumps({"order_id": number}).encode(), headers)
 
 
-def numbers(items: list[Arrived | BrokerState]) -> list[int]:
+def numbers(items: list[Item]) -> list[int]:
     return [item.body["order_id"] for item in items if isinstance(item, Arrived)]
 
 
-async def taken(feed: Feed, count: int, after: str | None = None) -> list[Arrived | BrokerState]:
-    items: list[Arrived | BrokerState] = []
+async def taken(feed: Feed, count: int, after: str | None = None) -> list[Item]:
+    items: list[Item] = []
     async for item in feed.listen(after):
         items.append(item)
         if len(items) == count:
@@ -55,6 +55,21 @@ async def test_a_page_that_was_cut_off_goes_on_where_it_was(feed: Feed) -> None:
 
     assert numbers(await taken(feed, 2, after=seen[0].number)) == [2]
     assert numbers(await taken(feed, 3, after="another-run")) == [1, 2]
+
+
+async def test_a_page_opened_late_sees_how_the_outbox_is_doing(feed: Feed) -> None:
+    """Its last state comes with the first look, and what has not changed is not told again."""
+    state = OutboxState(waiting=2, oldest=1.5, dead=0, delivered=7, relays=1, relaying=True)
+    feed.set_outbox(state)
+    page = feed.listen()
+    assert [await anext(page), await anext(page)] == [feed.state, state]
+
+    feed.set_outbox(state.model_copy())
+    feed.set_outbox(state.model_copy(update={"waiting": 0, "oldest": None}))
+
+    told = await anext(page)
+    assert isinstance(told, OutboxState)
+    assert told.waiting == 0
 
 
 async def test_closing_ends_open_pages_and_later_ones(feed: Feed) -> None:

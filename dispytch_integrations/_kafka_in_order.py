@@ -34,6 +34,8 @@ __all__ = ["deliver_in_order"]
 
 _BATCH_BYTES = 256 * 1024
 """How large a batch may be before compression, where the client's `max_request_size` allows it."""
+_SMALL_BATCH_BYTES = 16 * 1024
+"""To what size they are cut down for good, at most, when a broker refuses larger ones."""
 _QUEUE_SECONDS = 86400.0
 """The client's own limit for a place in its queue; ours ends the wait."""
 _OF_ONE = (kafka_errors.UnknownError, kafka_errors.CorruptRecordException)
@@ -149,7 +151,7 @@ class _InOrder:
             if of_one and len(inside) > 1:
                 most = len(inside) // 2
                 if isinstance(error, TOO_LARGE):
-                    self._delivery.largest_batches[place.topic] = size // 2
+                    self._delivery.largest_batches[place.topic] = max(size // 2, _SMALL_BATCH_BYTES)
                 continue
             for index in inside:
                 self._outcomes[index] = None if error is None else translate(error, repr(self._messages[index]))

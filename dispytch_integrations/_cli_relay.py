@@ -1,0 +1,243 @@
+"""What `dispytch-integrations` works on: the outbox and the brokers of its options, or the app's own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
+
+from dispytch_integrations._cli_options import relay_options
+from dispytch_integrations.backend import scrub
+from dispytch_integrations.brokers import Brokers, connect
+from dispytch_integrations.errors import ConfigurationError, MissingExtraError
+from dispytch_integrations.outbox._running import run_relay
+from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.runner import Runner
+from dispytch_integrations.outbox.store import OutboxStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
+
+__all__ = ["make_runner", "relay", "stores_of"]
+
+_DRIVERS: Mapping[str, tuple[str, ...]] = {
+    "postgresql": ("asyncpg", "psycopg", "psycopg2"),
+    "mysql": ("asyncmy", "aiomysql", "pymysql", "mysqldb"),
+    "mariadb": ("asyncmy", "aiomysql", "pymysql", "mysqldb"),
+    "sqlite": ("aiosqlite", "pysqlite"),
+}
+"""SQLAlchemy's names of the drivers of a database, those that need no thread first."""
+_MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
+_ASYNC = {"asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql", "aiosqlite"}
+_WITH_ALIAS = re.compile(r"(?P<alias>[A-Za-z_][A-Za-z0-9_.-]*)=(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", re.DOTALL)
+
+
+def relay(given: Mapping[str, Any]) -> int:
+    """Run the relay; return the exit code."""
+    _refuse_both(given)
+    return run_relay(
+        partial(make_runner, dict(given)),
+        given,
+        sys.stdout,
+        terminal=sys.stdout.isatty(),
+        color="NO_COLOR" not in os.environ,
+    )
+
+
+def make_runner(given: Mapping[str, Any]) -> Runner:
+    """The relay's process, as the options say; in each worker's process, too."""
+    if given.get("app"):
+        brokers, outbox = _app(given["app"])
+        options = relay_options(given, outbox.options)
+    else:
+        options = relay_options(given, RelayOptions())
+        outbox = _outbox(given, options)
+        brokers = connect(_config(given.get("broker_url") or ()))
+    return Runner(brokers, {"default": outbox.store}, options, on_end=partial(_dispose, outbox.engine))
+
+
+def stores_of(given: Mapping[str, Any]) -> dict[str, Callable[[], OutboxStore]]:
+    """What the operations work on."""
+    _refuse_both(given)
+    outbox = _app(given["app"])[1] if given.get("app") else _outbox(given, RelayOptions())
+    return {"default": outbox.store}
+
+
+def _refuse_both(given: Mapping[str, Any]) -> None:
+    both = [f"--{name.replace('_', '-')}" for name in ("database_url", "broker_url", "schema") if given.get(name)]
+    if given.get("app") and both:
+        raise ConfigurationError(f"--app brings its own brokers and outbox; leave out {' and '.join(both)}")
+
+
+# -- from URLs -------------------------------------------------------------------------------------------------------
+
+
+def _outbox(given: Mapping[str, Any], options: RelayOptions) -> SQLAlchemyOutbox:
+    url = given.get("database_url") or os.environ.get("DATABASE_URL", "").strip()
+    if not url:
+        raise ConfigurationError(
+            "there is no database: write --database-url postgresql://user@host/name, or set DATABASE_URL, or --app"
+        )
+    if find_spec("sqlalchemy") is None:
+        raise MissingExtraError("dispytch-integrations", extra="sqlalchemy")
+    from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
+
+    return SQLAlchemyOutbox(engine_of(url), "external", schema=given.get("schema"), options=options)
+
+
+def engine_of(text: str) -> Engine | AsyncEngine:
+    """An engine for a URL, with an installed driver where the URL names none. Raises ConfigurationError."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    try:
+        url = make_url(text)
+    except (SQLAlchemyError, ValueError):
+        # Without the cause: it may repeat the URL, and its password.
+        raise ConfigurationError(
+            "the database's URL is not readable; write postgresql://user:password@host:5432/name (and %40 for @, %2F "
+            "for / in a password)"
+        ) from None
+    url = _with_driver(url)
+    # The store keeps its connection, and nobody else needs one.
+    make = create_async_engine if url.get_driver_name() in _ASYNC else create_engine
+    try:
+        return make(url, poolclass=NullPool)
+    except (SQLAlchemyError, ImportError, TypeError) as exc:
+        told = scrub(str(exc).partition("\n")[0], [text, str(url.password or "")])
+        raise ConfigurationError(f"SQLAlchemy makes no engine of {url.drivername}://...: {told}") from None
+
+
+def _with_driver(url: URL) -> URL:
+    name = "postgresql" if url.drivername == "postgres" else url.drivername
+    backend, plus, driver = name.partition("+")
+    if backend not in _DRIVERS:
+        raise ConfigurationError(
+            f"the outbox needs PostgreSQL, MySQL, MariaDB or SQLite, not {backend}; write postgresql://user@host/name"
+        )
+    if not plus:
+        driver = next((each for each in _DRIVERS[backend] if find_spec(_MODULES.get(each, each)) is not None), "")
+        if not driver:
+            raise ConfigurationError(f"{backend}:// needs a driver: pip install {_DRIVERS[backend][0]}")
+    elif find_spec(_MODULES.get(driver, driver.removesuffix("_async"))) is None:
+        raise ConfigurationError(f"{name}:// needs its driver: pip install {_MODULES.get(driver, driver)}")
+    url = url.set(drivername=f"{backend}+{driver}")
+    if driver == "asyncpg" and "sslmode" in url.query:
+        # As libpq spells it, and as hosts of databases hand it out.
+        url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
+    return url
+
+
+def _config(urls: tuple[str, ...]) -> Mapping[str, Any] | str | None:
+    """By alias. Raises ConfigurationError."""
+    if not urls:
+        if not os.environ.get("DISPYTCH_URL", "").strip():
+            raise ConfigurationError(
+                "there is no broker: write --broker-url kafka://host:9092, or set DISPYTCH_URL, or --app"
+            )
+        return None
+    found: dict[str, Any] = {}
+    for text in urls:
+        match = _WITH_ALIAS.fullmatch(text)
+        alias, url = (match["alias"], match["url"]) if match else ("default", text)
+        if alias in found:
+            raise ConfigurationError(f"--broker-url names {alias!r} twice; write another alias=URL")
+        found[alias] = url
+    return found
+
+
+# -- from the app ----------------------------------------------------------------------------------------------------
+
+
+def _app(path: str) -> tuple[Brokers, SQLAlchemyOutbox]:
+    """The brokers and the outbox of `module:name`. Raises ConfigurationError for what is neither."""
+    found = _imported(path)
+    if not isinstance(found, Brokers) and callable(found):
+        found = _called(path, cast("Callable[[], object]", found))
+    if not isinstance(found, Brokers):
+        raise ConfigurationError(
+            f"--app {path} is a {type(found).__name__}; name what connect(url, outbox=...) returned, or a function "
+            f"without arguments that returns it"
+        )
+    outbox: Any = found.outbox
+    if outbox is None:
+        raise ConfigurationError(
+            f"--app {path} has no outbox; write connect(url, outbox=SQLAlchemyOutbox(engine, relay='external'))"
+        )
+    if not hasattr(outbox, "store"):
+        raise ConfigurationError(f"the outbox of --app {path} is a {type(outbox).__name__}, which has no store()")
+    return found, outbox
+
+
+def _called(path: str, function: Callable[[], object]) -> object:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        raise ConfigurationError(f"--app {path} takes arguments; name a function without any") from None
+    except ValueError:
+        pass  # A builtin without a signature.
+    found = _or_traceback(path, function)
+    if inspect.iscoroutine(found):
+        found.close()
+        raise ConfigurationError(f"--app {path} is a coroutine function; name a plain one")
+    return found
+
+
+def _imported(path: str) -> object:
+    module, colon, name = path.partition(":")
+    if not colon or not module or not name:
+        raise ConfigurationError(f"--app takes module:name, as in shop.main:brokers, not {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: object = import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+            _or_traceback(path, partial(_raise, exc))
+        raise ConfigurationError(
+            f"there is no module {exc.name!r} (looked for in {os.getcwd()} and where Python looks)"
+        ) from None
+    except Exception as exc:
+        _or_traceback(path, partial(_raise, exc))
+        raise
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigurationError(f"{module} has no {name!r}") from None
+    return found
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _or_traceback(path: str, function: Callable[[], object]) -> object:
+    """What the function returns. What it raises is the app's own trouble, shown in full."""
+    try:
+        return function()
+    except ConfigurationError:
+        raise
+    except Exception as exc:
+        traceback.print_exception(exc)
+        raise ConfigurationError(f"--app {path} raised {type(exc).__name__}, see above") from exc
+
+
+async def _dispose(engine: Engine | AsyncEngine) -> None:
+    disposed = engine.dispose()
+    if disposed is not None:
+        await disposed

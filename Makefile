@@ -10,12 +10,13 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.14 python3
 # Tests run in as many processes; each starts the brokers it needs.
 WORKERS ?= 2
 ARGS ?=
+ROUNDS ?= 100
 DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(OUTBOX),--outbox) $(if $(CHECK),--check) $(ARGS)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help demo demo-django test check format-check lint types mypy pyright layers docs bench format lock upgrade clean
+.PHONY: help demo demo-django test test-kill check format-check lint types mypy pyright layers docs bench format lock upgrade clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -29,6 +30,9 @@ demo-django: .venv/.demo ## Run the Django example: the same page, the admin, an
 
 test: .venv/.dev ## Run all tests, against real brokers.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-kill: .venv/.dev ## Kill writers, relays and connections, ROUNDS=100 times, and count what was lost; see tests/kill.
+	$(BIN)/python -m tests.kill --rounds $(ROUNDS) $(ARGS)
 
 check: format-check lint types layers docs ## Format, lint, types, layers, documentation (each is a target, too).
 

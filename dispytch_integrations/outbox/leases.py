@@ -122,11 +122,12 @@ class Leases:
 
     async def release(self, busy: frozenset[int]) -> None:
         """Give back all but what is still in hand, at the end."""
-        shards = [shard for shard in self._held if shard not in busy]
         self._held.clear()
         self._wanted.clear()
-        if shards:
-            await self._store.hand_over(self.relay, shards, None, self.seconds)
+        # Of all: what another relay has handed over since the last renewal is ours, too.
+        await self._store.hand_over(
+            self.relay, [shard for shard in range(SHARDS) if shard not in busy], None, self.seconds
+        )
 
 
 def _is_free(lease: Lease) -> bool:

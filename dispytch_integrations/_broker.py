@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 from dispytch_integrations._outlet import Outlet
@@ -74,6 +74,9 @@ class Broker(Outlet):
         self.abandoned = 0
         self.elsewhere = False
         """Do this process's events go out through an outbox that another one relays?"""
+        self.before_stop: Callable[[float], Awaitable[None]] | None = None
+        """Awaited first at a stop, with the seconds there are; set by who leaves messages to the event loop, so that
+        they go out while the broker is still there."""
         self._on_change = on_change
         self._up = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,6 +271,8 @@ class Broker(Outlet):
             return
         loop = asyncio.get_running_loop()
         end = loop.time() + self.options.shutdown_timeout
+        if self.before_stop is not None:
+            await self.before_stop(self.options.shutdown_timeout)
         self._change("stopping")
         for task in (self._connecting, self._probing):
             await _cancelled(task)

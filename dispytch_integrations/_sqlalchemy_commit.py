@@ -1,0 +1,282 @@
+"""When a transaction of SQLAlchemy is committed, and which of its messages that means.
+
+A session's messages are collected in the order they came. A savepoint is a place in that order: rolled back, what came
+after it is dropped; released, it stays until the outer one decides. At the root's commit records go into the outbox;
+once it has ended, and its connection is back in the pool, the others go out.
+
+SQLAlchemy's hooks have traps: `before_commit` and `after_commit` are called for savepoints too, the first one before
+the flush; a session that is closed without a commit tells `after_transaction_end` alone; what a hook raises after the
+commit leaves the session stuck. A plain connection has no hook after the commit at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Connection, TwoPhaseTransaction, event
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
+from dispytch_integrations._sqlalchemy_sending import Parcel, send, tell_failure
+from dispytch_integrations._sqlalchemy_storing import connection_of, is_autocommit, store
+from dispytch_integrations.errors import DispytchError
+from dispytch_integrations.outbox.record import Record
+
+__all__ = ["Item", "TransactionError", "after_connection", "after_session", "install"]
+
+logger = logging.getLogger("dispytch_integrations.sqlalchemy")
+
+_KEY = "_dispytch_waiting"
+
+
+class TransactionError(DispytchError, InvalidRequestError):
+    """`emit_on_commit` found no transaction that the event could wait for."""
+
+
+class Item(NamedTuple):
+    """A message that waits for a commit. `outbox`, `record`: where it is stored then; None: it is sent."""
+
+    parcel: Parcel
+    outbox: SQLAlchemyOutbox | None = None
+    record: Record | None = None
+
+
+class _Waiting:
+    """What waits for the end of one root transaction.
+
+    `late`: the records were stored already, what comes now is stored at once; `committed`: it is too late for that.
+    `released`: the savepoint that is being released.
+    """
+
+    __slots__ = ("_places", "_stored", "committed", "items", "late", "released")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.late = False
+        self.committed = False
+        self.released: object = None
+        self._places: dict[object, int] = {}
+        self._stored = 0
+
+    def begin(self, savepoint: object) -> None:
+        """A savepoint begins here."""
+        self._places[savepoint] = len(self.items)
+
+    def undo(self, savepoint: object) -> None:
+        """Drop what came after the savepoint; one that is not known was there before anything came."""
+        del self.items[self._places.pop(savepoint, 0) :]
+        self._stored = min(self._stored, len(self.items))
+
+    def store(self, connection: Callable[[SQLAlchemyOutbox], Connection]) -> None:
+        """Store the records that are not yet; they stay to be stored when that fails."""
+        records: dict[SQLAlchemyOutbox, list[Record]] = {}
+        for item in self.items[self._stored :]:
+            if item.outbox is not None and item.record is not None:
+                records.setdefault(item.outbox, []).append(item.record)
+        for outbox, made in records.items():
+            store(outbox, connection(outbox), made)
+        self._stored = len(self.items)
+
+    @property
+    def has_records(self) -> bool:
+        return any(item.record is not None for item in self.items)
+
+    def ended(self) -> None:
+        """The root has ended, committed: wake the relays, send the others. Raises nothing but a cancellation."""
+        for outbox in {item.outbox: None for item in self.items if item.outbox is not None}:
+            try:
+                outbox.committed()
+            except Exception:
+                logger.exception("the relay was not woken; it finds the stored events when it looks again")
+        parcels = [item.parcel for item in self.items if item.outbox is None]
+        if not parcels:
+            return
+        try:
+            send(parcels)
+        except Exception as exc:
+            # It is committed: nothing may become of the caller but that it succeeds.
+            for parcel in parcels:
+                tell_failure(parcel, exc)
+
+
+def _of(place: Session | Connection) -> _Waiting | None:
+    return cast("_Waiting | None", vars(place).get(_KEY))
+
+
+# -- sessions --------------------------------------------------------------------------------------------------------
+
+
+def after_session(session: Session, items: Sequence[Item]) -> None:
+    """Let messages wait for the commit of the session's transaction, which begins now if there is none.
+
+    Raises TransactionError where none can begin, or where records come after the commit.
+    """
+    install()
+    root = session.get_transaction()
+    if root is None:
+        if not getattr(session, "autobegin", True):
+            raise TransactionError(
+                "no transaction is open, and the session has autobegin=False: emit inside `with session.begin():`"
+            )
+        root = session.begin()
+    waiting = vars(session).setdefault(_KEY, _Waiting())
+    stored = any(item.record is not None for item in items)
+    if stored and waiting.late and not root.is_active:
+        raise TransactionError(
+            "the transaction is committed or prepared already, and an event is stored in the outbox before that: emit "
+            "it earlier, in before_commit or after_flush, or give outbox=False"
+        )
+    waiting.items.extend(items)
+    if stored and waiting.late:
+        waiting.store(partial(connection_of, session))
+
+
+_installing = threading.Lock()
+_installed = False
+
+
+def install() -> None:
+    """Listen to all sessions; done once, at the first use."""
+    global _installed  # noqa: PLW0603
+    if _installed:
+        return
+    with _installing:
+        if _installed:
+            return
+        # After others' functions, which may emit; what ends a transaction is heard before they can raise.
+        event.listen(Session, "before_commit", _before_commit)
+        event.listen(Session, "after_transaction_create", _after_create, insert=True)
+        event.listen(Session, "after_commit", _after_commit, insert=True)
+        event.listen(Session, "after_transaction_end", _after_end, insert=True)
+        _installed = True
+
+
+def _before_commit(session: Session) -> None:
+    """Store the records in the transaction. What this raises, the commit raises: it can be rolled back."""
+    root = session.get_transaction()
+    # A root may be committed while a savepoint is open: SQLAlchemy releases that one next.
+    if root is None or (session.in_nested_transaction() and getattr(root, "_current_fn", None) is None):
+        return
+    waiting: _Waiting = vars(session).setdefault(_KEY, _Waiting())
+    if waiting.late:
+        return
+    if waiting.has_records:
+        session.flush()
+        waiting.store(partial(connection_of, session))
+    waiting.late = True
+
+
+def _after_create(session: Session, transaction: SessionTransaction) -> None:
+    waiting = _of(session)
+    if waiting is not None and transaction.nested:
+        waiting.begin(transaction)
+
+
+def _after_commit(session: Session) -> None:
+    waiting = _of(session)
+    if waiting is None:
+        return
+    nested = session.get_nested_transaction()
+    if nested is None:
+        waiting.committed = True
+    else:
+        waiting.released = nested
+
+
+def _after_end(session: Session, transaction: SessionTransaction) -> None:
+    waiting = _of(session)
+    if waiting is None:
+        return
+    if transaction.nested:
+        if waiting.released is not transaction:
+            waiting.undo(transaction)
+        waiting.released = None
+    elif transaction.parent is None:
+        del vars(session)[_KEY]
+        if waiting.committed:
+            waiting.ended()
+
+
+# -- plain connections -----------------------------------------------------------------------------------------------
+
+
+def after_connection(connection: Connection, items: Iterable[Item]) -> None:
+    """Let messages wait for the commit of the connection's transaction, which begins now if there is none.
+
+    Raises TransactionError where each statement is a transaction of its own, or where it has two phases.
+    """
+    root = connection.get_transaction()
+    if root is None:
+        root = connection.begin()
+    if isinstance(root, TwoPhaseTransaction):
+        raise TransactionError("a two-phase transaction of a plain connection is not supported: use a session")
+    if is_autocommit(connection):
+        raise TransactionError(
+            "the connection commits each statement by itself (AUTOCOMMIT), so there is no commit to wait for: call "
+            "emitter.emit(event)"
+        )
+    waiting = _of(connection)
+    if waiting is None or not isinstance(waiting, _OnConnection) or waiting.root is not root:
+        waiting = _OnConnection(connection, root)
+    waiting.items.extend(items)
+
+
+class _OnConnection(_Waiting):
+    """What waits for the commit of a plain connection.
+
+    SQLAlchemy has no event after it, so the connection's own methods are covered, on this object alone, until it is
+    committed. One that was rolled back is found out by its transaction, which is another one then.
+    """
+
+    __slots__ = ("_commit", "_connection", "_roll_back_to", "_savepoint", "root")
+
+    def __init__(self, connection: Connection, root: object) -> None:
+        super().__init__()
+        own = vars(connection)
+        for name in _COVERED:
+            own.pop(name, None)
+        covered: Any = connection
+        self.root = root
+        self._connection = connection
+        self._commit: Callable[[], None] = covered._commit_impl
+        self._savepoint: Callable[..., str] = covered._savepoint_impl
+        self._roll_back_to: Callable[[str], None] = covered._rollback_to_savepoint_impl
+        own.update(zip(_COVERED, (self.commit, self.savepoint, self.roll_back_to), strict=True))
+        own[_KEY] = self
+
+    def commit(self) -> None:
+        """Store the records, commit, send the others."""
+        connection = self._connection
+        for name in (*_COVERED, _KEY):
+            vars(connection).pop(name, None)
+        if connection.get_transaction() is not self.root:
+            self._commit()
+            return
+        try:
+            self.store(lambda outbox: connection)
+        except BaseException:
+            # SQLAlchemy takes a commit that failed for rolled back, and would go on with what is still there.
+            connection.dialect.do_rollback(connection.connection)
+            raise
+        self._commit()
+        self.ended()
+
+    def savepoint(self, name: str | None = None) -> str:
+        """A savepoint begins."""
+        made = self._savepoint(name)
+        self.begin(made)
+        return made
+
+    def roll_back_to(self, name: str) -> None:
+        """A savepoint is rolled back."""
+        if self._connection.get_transaction() is self.root:
+            self.undo(name)
+        self._roll_back_to(name)
+
+
+_COVERED = ("_commit_impl", "_savepoint_impl", "_rollback_to_savepoint_impl")

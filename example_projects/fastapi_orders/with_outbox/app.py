@@ -45,7 +45,6 @@ def create_app_with_outbox(settings: Settings) -> FastAPI:
             yield state
 
     app = FastAPI(title="Orders", lifespan=lifespan)
-    app.state.database = database
     app.state.shop = live.SHOP_WITH_OUTBOX
     app.include_router(live.router)
     app.include_router(live.outbox_router)

@@ -9,10 +9,13 @@ from typing import Any
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
-from example_projects.fastapi_orders.with_outbox._stand_in import SQLAlchemyOutbox, bind
+from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, bind
 from example_projects.fastapi_orders.with_outbox.tables import Base
 
-__all__ = ["Database"]
+__all__ = ["Database", "Session"]
+
+Session = async_sessionmaker(expire_on_commit=False)
+"""The app's sessions; of which database, `Database` says."""
 
 
 class Database:
@@ -20,10 +23,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
-        self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self.outbox = SQLAlchemyOutbox(self.engine)
-        # Whatever a session of these emits is stored with what it commits.
-        bind(self.sessions, self.outbox)
+        Session.configure(bind=self.engine)
+        # What is emitted in one of these sessions is stored by its commit.
+        bind(Session, self.outbox)
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None, None]:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, status
+from fastapi import APIRouter, Depends, HTTPException, Query, status
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from dispytch_integrations.sqlalchemy import session_dependency
 from example_projects.fastapi_orders.schemas import Cancellation, NewOrder, Order
 from example_projects.fastapi_orders.services import AlreadyCancelledError, OrderNotFoundError
 from example_projects.fastapi_orders.with_outbox import services
-from example_projects.fastapi_orders.with_outbox.database import Database
+from example_projects.fastapi_orders.with_outbox.database import Session
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 
 
-async def get_session(request: Request) -> AsyncGenerator[AsyncSession, None]:
-    """A session, committed when the route has returned; rolled back, events and all, when it has raised."""
-    database: Database = request.app.state.database
-    async with database.sessions.begin() as session:
-        yield session
-
-
-# scope="function": the commit comes before the answer. By default FastAPI would commit after it, and a client could be
-# told "201 Created" of an order that the database then refuses.
-SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+# Committed when the route has returned, rolled back, events and all, when it has raised. With scope="function" that
+# comes before the answer: else a client could be told "201 Created" of an order that the database then refuses.
+SessionDep = Annotated[AsyncSession, Depends(session_dependency(Session), scope="function")]
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from dispytch_integrations.sqlalchemy import emit_on_commit
 from example_projects.fastapi_orders.events import OrderCancelled, OrderPlaced
 from example_projects.fastapi_orders.schemas import CATALOGUE, NewOrder, Order, Status
 from example_projects.fastapi_orders.services import AlreadyCancelledError, OrderNotFoundError
-from example_projects.fastapi_orders.with_outbox._stand_in import emit_on_commit
 from example_projects.fastapi_orders.with_outbox.tables import OrderRow
 
 __all__ = ["cancel", "find", "newest", "place"]

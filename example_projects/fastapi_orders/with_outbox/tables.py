@@ -8,8 +8,8 @@ from decimal import Decimal
 from sqlalchemy import DateTime, Numeric, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from dispytch_integrations.sqlalchemy import outbox_tables
 from example_projects.fastapi_orders.schemas import Status
-from example_projects.fastapi_orders.with_outbox._stand_in import outbox_tables
 
 __all__ = ["Base", "OrderRow"]
 

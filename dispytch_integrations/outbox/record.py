@@ -15,6 +15,8 @@ from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Protocol, cast
 
+from pydantic_core import from_json
+
 from dispytch_integrations.errors import ConfigurationError, DispytchError, HeaderError, RouteError, SerializationError
 from dispytch_integrations.message import Message
 
@@ -247,7 +249,7 @@ _TAGS: Mapping[str, Callable[[Any], Any]] = {
 def _loaded(text: str) -> dict[str, Any]:
     if text == "{}":
         return {}
-    values = json.loads(text)
+    values = from_json(text)
     if '{"$' in text or '":{' in text or ":[" in text:
         return {name: _untagged(value) for name, value in values.items()}
     if not isinstance(values, dict):

@@ -5,12 +5,14 @@ confirmed. While one batch is on its way the next one is read. No transaction is
 
     held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try
     outage          the broker does not answer: no attempt is counted, its rows are left alone until it does
+    suspect         it answers, but the connection broke: what was under way travels apart (_suspects.py)
     dead            refused for good, or `max_attempts` times: its lane goes on without it
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -22,16 +24,14 @@ from typing import Any, Literal
 
 from dispytch_integrations._broker import Broker
 from dispytch_integrations.errors import (
-    BrokerUnavailableError,
     ConfigurationError,
     DispytchError,
     NotAttemptedError,
-    NotStartedError,
     PermanentFailure,
     SerializationError,
-    UnconfirmedError,
 )
 from dispytch_integrations.message import Message
+from dispytch_integrations.outbox._suspects import Suspects, Verdict, hints_at_outage
 from dispytch_integrations.outbox.leases import Leases
 from dispytch_integrations.outbox.record import FORMAT, Codec, Record, message_of
 from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Selection, State, Waiting
@@ -47,6 +47,8 @@ _DELIVERIES = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two looks at a broker, or a database, that does not answer."""
 _FIRST_POLL = 0.02
+_FIRST, _RETRY, _SUSPECT = range(3)
+"""What travels together: first attempts; later ones; those of which one may break the connection."""
 _FOREIGN_SECONDS = 60.0
 """How often rows are counted that are not for this relay, and what has expired is deleted."""
 _ERROR_LENGTH = 500
@@ -103,16 +105,17 @@ class Counts:
 class _Delivery:
     """Messages under way to one broker."""
 
-    __slots__ = ("alias", "lanes", "messages", "outcomes", "records", "retries", "since", "task")
+    __slots__ = ("alias", "apart", "lanes", "messages", "outcomes", "records", "since", "task", "verdicts")
 
-    def __init__(self, alias: str, records: list[Record], messages: list[Message], *, retries: bool) -> None:
+    def __init__(self, alias: str, records: list[Record], messages: list[Message], *, apart: bool) -> None:
         self.alias = alias
         self.records = records
         self.messages = messages
         self.lanes = {record.lane for record in records}
-        self.retries = retries
+        self.apart = apart
         self.since = time.monotonic()
         self.outcomes: list[Exception | None] = []
+        self.verdicts: list[Verdict | None] | None = None
         self.task: asyncio.Task[None]
 
 
@@ -154,6 +157,7 @@ class Relay:
         self._held_ids: set[int] = set()  # pending, under way, or confirmed and not yet deleted
         self._blocked: dict[int, float] = {}  # lane: when it may go on, on the monotonic clock
         self._outages: dict[str, asyncio.Task[None]] = {}
+        self._suspects = Suspects(self._need * 2)
         self._told: Waiting | None = None
         self._next_housekeeping = 0.0
         self._stopping = False
@@ -362,32 +366,49 @@ class Relay:
         return len(fetched.records), room
 
     def _start_pending(self) -> None:
-        """Send what waits and whose lane is free; retries travel apart, so that they hold up nobody else."""
+        """Send what waits and whose lane is free; retries travel apart, so that they hold up nobody else.
+
+        Suspects travel apart from everything else of their broker.
+        """
         if not self._pending:
             return
         busy = set[int]()
         for delivery in self._deliveries:
             busy |= delivery.lanes
-        groups: dict[tuple[str, bool], list[tuple[Record, Message]]] = {}
+        groups: dict[tuple[str, int], list[tuple[Record, Message]]] = {}
         waiting: list[tuple[Record, Message]] = []
         closed = busy  # Behind one that waits, all of its lane wait.
-        began: dict[int, bool] = {}
+        began: dict[int, int] = {}
         usable = self._leases.usable(self._need)
+        suspects = self._suspects
         for item in self._pending:
             record = item[0]
-            lane, retry = record.lane, record.attempts > 0
-            if lane not in closed and (record.shard not in usable or (lane in began and (retry or began[lane]))):
+            lane, kind = record.lane, _RETRY if record.attempts > 0 else _FIRST
+            if suspects and suspects.group_of(record):
+                kind = _SUSPECT
+            if lane not in closed and (record.shard not in usable or (lane in began and (kind or began[lane]))):
                 closed.add(lane)
             if lane in closed:
                 waiting.append(item)
                 continue
-            began[lane] = retry
-            groups.setdefault((record.broker, retry), []).append(item)
-        for (alias, retries), items in groups.items():
-            if len(self._deliveries) >= _DELIVERIES:
+            began[lane] = kind
+            groups.setdefault((record.broker, kind), []).append(item)
+        under_way = {delivery.alias: delivery.apart for delivery in self._deliveries}
+        for (alias, kind), items in groups.items():
+            apart = kind == _SUSPECT
+            if (
+                len(self._deliveries) >= _DELIVERIES
+                or under_way.get(alias)
+                or (apart and alias in under_way)
+                or (not apart and (alias, _SUSPECT) in groups)
+            ):
                 waiting += items
                 continue
-            delivery = _Delivery(alias, [item[0] for item in items], [item[1] for item in items], retries=retries)
+            if apart:
+                size = suspects.group_of(items[0][0])
+                items, rest = items[:size], items[size:]
+                waiting += rest
+            delivery = _Delivery(alias, [item[0] for item in items], [item[1] for item in items], apart=apart)
             delivery.task = asyncio.create_task(self._deliver(delivery), name=f"dispytch relay to {alias}")
             self._deliveries.add(delivery)
         waiting.sort(key=_by_id)
@@ -400,11 +421,14 @@ class Relay:
         except Exception as exc:
             # What hinders all of them: a client that is closed, or a bug of a producer.
             delivery.outcomes = [exc] * len(delivery.messages)
-        if await self._is_outage(broker, delivery.outcomes):
-            self._pause(delivery.alias, delivery.outcomes)
-            delivery.outcomes = [
-                NotAttemptedError() if _hints_at_outage(error) else error for error in delivery.outcomes
-            ]
+        if any(hints_at_outage(error) for error in delivery.outcomes):
+            if await self._answers(broker):
+                delivery.verdicts = self._suspects.judge(delivery.records, delivery.outcomes)
+            else:
+                self._pause(delivery.alias, delivery.outcomes)
+                delivery.outcomes = [
+                    NotAttemptedError() if hints_at_outage(error) else error for error in delivery.outcomes
+                ]
         self._woken.set()
 
     def _collect(self) -> None:
@@ -414,14 +438,20 @@ class Relay:
             if delivery.task.cancelled() or not delivery.outcomes:
                 self._held_ids.difference_update(record.id for record in delivery.records)
                 continue
-            for record, error in zip(delivery.records, delivery.outcomes, strict=True):
+            verdicts = delivery.verdicts or itertools.repeat(None)
+            for record, error, verdict in zip(delivery.records, delivery.outcomes, verdicts, strict=False):
                 if error is None:
                     self._sent.append(record.id)
+                    if self._suspects:
+                        self._suspects.clear(record.id)
                 else:
-                    self._failed_once(record, error)
+                    self._failed_once(record, error, verdict)
 
-    def _failed_once(self, record: Record, error: Exception) -> None:
-        if isinstance(error, NotAttemptedError):
+    def _failed_once(self, record: Record, error: Exception, verdict: Verdict | None) -> None:
+        if isinstance(error, NotAttemptedError) or verdict in ("again", "later"):
+            if verdict == "later":
+                pause = min(_FIRST_PAUSE * 2 ** min(self._suspects.strikes(record), 10), _LONGEST_PAUSE)
+                self._blocked[record.lane] = time.monotonic() + pause * random.uniform(0.75, 1.25)
             self._held_ids.discard(record.id)
             self._forget_lane(record.lane)
             return
@@ -443,6 +473,7 @@ class Relay:
 
     def _give_up(self, record: Record, error: Exception) -> None:
         self.counts.dead += 1
+        self._suspects.clear(record.id)
         self._held_ids.add(record.id)
         logger.error(
             "%s (id %s, to %s:%s) is dead after %d attempts: %s; see `outbox requeue` and `outbox discard`",
@@ -483,23 +514,19 @@ class Relay:
 
     # -- outages -------------------------------------------------------------------------------------------------
 
-    async def _is_outage(self, broker: Broker, outcomes: Sequence[Exception | None]) -> bool:
-        """Is it the broker that failed, and not the messages?"""
-        if any(isinstance(error, (BrokerUnavailableError, NotStartedError)) for error in outcomes):
-            return True
-        if not any(isinstance(error, UnconfirmedError) for error in outcomes) or None in outcomes:
-            return False
+    async def _answers(self, broker: Broker) -> bool:
+        """Does the broker answer? Then it is the messages that have failed."""
         try:
             await broker.ping()
         except Exception:
-            return True
-        return False
+            return False
+        return True
 
     def _pause(self, alias: str, outcomes: Sequence[Exception | None]) -> None:
         """Leave a broker's rows alone until it answers."""
         if alias in self._outages:
             return
-        error = next(error for error in outcomes if _hints_at_outage(error))
+        error = next(error for error in outcomes if hints_at_outage(error))
         logger.warning("broker %r does not answer; its events wait in the outbox: %s", alias, _told(error))
         self._forget(lambda record: record.broker == alias)
         self._outages[alias] = asyncio.create_task(self._await_broker(alias), name=f"dispytch relay waits for {alias}")
@@ -592,10 +619,6 @@ class Relay:
 
 def _by_id(item: tuple[Record, Message]) -> int:
     return item[0].id
-
-
-def _hints_at_outage(error: Exception | None) -> bool:
-    return isinstance(error, (BrokerUnavailableError, NotStartedError, UnconfirmedError))
 
 
 def _told(error: Exception | None) -> str:

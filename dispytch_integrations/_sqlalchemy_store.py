@@ -224,8 +224,9 @@ class SyncStore(OutboxInSQL):
         super().__init__(sql_of(engine, schema))
         self._engine = engine
         self._schema = schema
-        self._connection: Connection | None = None
-        self._thread = OneThread("dispytch outbox")
+        # Of the thread: one that was left behind in a dead connection keeps it, the next one has its own.
+        self._kept = threading.local()
+        self._thread = OneThread("dispytch outbox", self._drop)
 
     @property
     def address(self) -> str:

@@ -18,13 +18,14 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from dispytch_integrations._broker import Broker
 from dispytch_integrations.errors import (
     ConfigurationError,
+    DeliveryError,
     DispytchError,
     NotAttemptedError,
     PermanentFailure,
@@ -39,6 +40,8 @@ from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Sele
 __all__ = ["Counts", "Relay", "RelayOptions"]
 
 logger = logging.getLogger("dispytch_integrations.outbox")
+
+_T = TypeVar("_T")
 
 _SLOW = 0.25
 """Seconds after which the lanes of a delivery are left alone, so that others need not wait for it."""
@@ -183,7 +186,10 @@ class Relay:
             pass  # The loop is closed: another relay will find it.
 
     def stop(self) -> None:
-        """Send nothing new; `run` returns when what is under way is settled and the leases are given back."""
+        """Send nothing new; `run` returns when what is under way is settled and the leases are given back.
+
+        Called before `run`, that returns at once.
+        """
         self._stopping = True
         self.wake()
 
@@ -229,8 +235,8 @@ class Relay:
         pause = _FIRST_PAUSE
         while True:
             try:
-                await self.store.open()
-                await self._leases.renew()
+                await self._in_time(self.store.open())
+                await self._in_time(self._leases.renew())
             except ConfigurationError:
                 raise
             except Exception as exc:
@@ -247,10 +253,9 @@ class Relay:
 
     async def _beat(self) -> None:
         """Keep the leases, beside the loop."""
-        while True:
-            await asyncio.sleep(self._leases.interval * random.uniform(0.8, 1.0))
+        while await self._goes_on(self._leases.interval * random.uniform(0.8, 1.0)):
             try:
-                await self._leases.renew()
+                await self._in_time(self._leases.renew())
             except Exception as exc:
                 self._note_database(exc)
             else:
@@ -273,10 +278,10 @@ class Relay:
                 self._collect()
                 self._forget_lost()
                 self._start_pending()
-                await self._settle()
-                found, room = await self._fetch()
-                await self._give_away()
-                await self._keep_house()
+                await self._in_time(self._settle())
+                found, room = await self._in_time(self._fetch())
+                await self._in_time(self._give_away())
+                await self._in_time(self._keep_house())
                 self.last_error = None
                 pause = _FIRST_PAUSE
             except Exception as exc:
@@ -354,7 +359,7 @@ class Relay:
             if record.lane in self._blocked:
                 continue
             if record.next_try_ms > fetched.now_ms:
-                self._blocked[record.lane] = time.monotonic() + (record.next_try_ms - fetched.now_ms) / 1000
+                self._block(record, (record.next_try_ms - fetched.now_ms) / 1000)
                 continue
             try:
                 message = message_of(record, self.options.codec)
@@ -421,6 +426,9 @@ class Relay:
         except Exception as exc:
             # What hinders all of them: a client that is closed, or a bug of a producer.
             delivery.outcomes = [exc] * len(delivery.messages)
+        if len(delivery.outcomes) != len(delivery.messages):
+            told = f"{len(delivery.outcomes)} outcomes for {len(delivery.messages)} messages: a bug of the producer"
+            delivery.outcomes = [DeliveryError(told)] * len(delivery.messages)
         if any(hints_at_outage(error) for error in delivery.outcomes):
             if await self._answers(broker):
                 delivery.verdicts = self._suspects.judge(delivery.records, delivery.outcomes)
@@ -435,7 +443,9 @@ class Relay:
         """Note what became of the deliveries that are over."""
         for delivery in [delivery for delivery in self._deliveries if delivery.task.done()]:
             self._deliveries.discard(delivery)
-            if delivery.task.cancelled() or not delivery.outcomes:
+            if delivery.task.cancelled():  # At the end; what is confirmed is settled all the same.
+                delivery.outcomes = [NotAttemptedError() if error else None for error in delivery.outcomes]
+            if not delivery.outcomes:
                 self._held_ids.difference_update(record.id for record in delivery.records)
                 continue
             verdicts = delivery.verdicts or itertools.repeat(None)
@@ -451,7 +461,7 @@ class Relay:
         if isinstance(error, NotAttemptedError) or verdict in ("again", "later"):
             if verdict == "later":
                 pause = min(_FIRST_PAUSE * 2 ** min(self._suspects.strikes(record), 10), _LONGEST_PAUSE)
-                self._blocked[record.lane] = time.monotonic() + pause * random.uniform(0.75, 1.25)
+                self._block(record, pause * random.uniform(0.75, 1.25))
             self._held_ids.discard(record.id)
             self._forget_lane(record.lane)
             return
@@ -467,7 +477,8 @@ class Relay:
             *(attempts, self.options.max_attempts, delay, _told(error)),
             extra=_extra(record),
         )
-        self._blocked[record.lane] = time.monotonic() + delay
+        if record.ordering_key is not None:  # What is a lane of its own waits in the table alone.
+            self._block(record, delay)
         self._forget_lane(record.lane)
         self._failed.append(Failure(record.id, attempts, delay, _told(error)))
 
@@ -481,6 +492,10 @@ class Relay:
             extra=_extra(record),
         )
         self._failed.append(Failure(record.id, record.attempts + 1, None, _told(error)))
+
+    def _block(self, record: Record, seconds: float) -> None:
+        """Leave a lane alone; after a while it is looked at again, since somebody may have requeued it."""
+        self._blocked[record.lane] = time.monotonic() + min(seconds, _LONGEST_PAUSE)
 
     def _forget_lane(self, lane: int) -> None:
         """What follows a message that failed is read again, behind it."""
@@ -543,7 +558,7 @@ class Relay:
             else:
                 logger.info("broker %r answers again", alias)
                 break
-        del self._outages[alias]
+        self._outages.pop(alias, None)
         self._woken.set()
 
     # -- leases, housekeeping, end -------------------------------------------------------------------------------
@@ -592,7 +607,9 @@ class Relay:
 
     async def _end(self) -> None:
         """Wait for what is under way, settle it, give the leases back."""
-        for task in self._outages.values():
+        waits = set(self._outages.values())
+        self._outages.clear()
+        for task in waits:
             task.cancel()
         self._forget(lambda record: True)
         if self._deliveries:
@@ -600,18 +617,34 @@ class Relay:
             for delivery in self._deliveries:
                 delivery.task.cancel()
             await asyncio.wait({delivery.task for delivery in self._deliveries}, timeout=1.0)
+        if waits:
+            await asyncio.wait(waits, timeout=1.0)
         busy = self._busy_shards() if any(not each.task.done() for each in self._deliveries) else frozenset[int]()
         self._collect()
         try:
-            await self._settle()
-            await self._leases.release(busy)
+            await self._in_time(self._settled_and_released(busy))
         except Exception as exc:
-            logger.warning("the relay could not give its leases back; they end in %.0f s: %s", self.options.lease, exc)
+            logger.warning(
+                "the relay could not give its leases back; they end in %.0f s: %s",
+                *(self.options.lease, str(exc) or type(exc).__name__),
+            )
         finally:
-            await self.store.close()
+            await self._close()
+
+    async def _settled_and_released(self, busy: frozenset[int]) -> None:
+        await self._settle()
+        await self._leases.release(busy)
+
+    async def _close(self) -> None:
+        try:
+            await self._in_time(self.store.close())
+        except Exception as exc:  # There is nobody left to close it for.
+            logger.debug("the outbox's connection did not close: %s", type(exc).__name__)
 
     def _note_database(self, error: Exception) -> None:
         told = _told(error) if isinstance(error, DispytchError) else f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, TimeoutError) and not str(error):
+            told = f"no answer within {self.options.lease:g} s"
         if told != self.last_error:
             logger.warning("the outbox in %s does not answer; trying again: %s", self.store.address, told)
         self.last_error = told

@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from dispytch_integrations._sqlalchemy_store import AsyncStore, OnSQLAlchemy, SyncStore, sql_of, store_of
+from dispytch_integrations._sqlalchemy_store import AsyncStore, OnSQLAlchemy, SyncStore, insert_of, store_of
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import ConfigurationError, NotStartedError
@@ -41,7 +41,8 @@ class SQLAlchemyOutbox:
     `engine`: an Engine or AsyncEngine of PostgreSQL, MySQL, MariaDB or SQLite, in whose database `outbox_tables` are.
     `relay`: "embedded": this process relays, woken by its commits; it keeps one connection of the engine's pool.
     "external": another process does (`dispytch-integrations relay`), and this one opens no broker connection.
-    `schema`: that of the tables; None: the connection's default. `options`: of the relay; its codec is the writer's, too.
+    `schema`: that of the tables; None: the connection's default. `options`: of the relay; its `codec` and `notify` are
+    the writer's, too.
 
     Raises ConfigurationError for a database that cannot hold an outbox.
     """
@@ -65,7 +66,7 @@ class SQLAlchemyOutbox:
         self.schema = schema
         self.options = options or RelayOptions()
         self.external = relay == "external"
-        self._insert = sql_of(engine, schema).insert
+        self._insert = insert_of(engine, schema, notify=self.options.notify)
         self._attached: list[_Attached] = []
         if not self.external:
             self.store()  # Says now what it could not do later.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -29,13 +30,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 
 from dispytch_integrations.errors import ConfigurationError
-from dispytch_integrations.outbox._sql import EVENTS, LEASES, SQLStore
+from dispytch_integrations.outbox._sql import CHANNEL, EVENTS, LEASES, Insert, SQLStore
 from dispytch_integrations.outbox._sql import Connection as OnConnection
 from dispytch_integrations.outbox._sql_store import OutboxInSQL
 from dispytch_integrations.outbox.record import MAX_NAME
-from dispytch_integrations.outbox.threads import OneThread
+from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener
 
-__all__ = ["AsyncStore", "OnSQLAlchemy", "SyncStore", "outbox_tables", "sql_of", "store_of"]
+__all__ = ["AsyncStore", "OnSQLAlchemy", "SyncStore", "insert_of", "outbox_tables", "sql_of", "store_of"]
 
 _T = TypeVar("_T")
 
@@ -100,9 +101,17 @@ def _key(metadata: MetaData, schema: str | None, name: str) -> str:
 
 def sql_of(engine: Engine | AsyncEngine, schema: str | None) -> SQLStore:
     """The SQL for an engine's database. Raises ConfigurationError for a database that the outbox does not know."""
-    dialect = engine.dialect
-    prefix = f"{dialect.identifier_preparer.quote_schema(schema)}." if schema else ""
-    return SQLStore(dialect.name, prefix + EVENTS, prefix + LEASES)
+    prefix = _prefix(engine, schema)
+    return SQLStore(engine.dialect.name, prefix + EVENTS, prefix + LEASES)
+
+
+def insert_of(engine: Engine | AsyncEngine, schema: str | None, *, notify: bool) -> Insert:
+    """The INSERT for an engine's database. Raises ConfigurationError for a database that the outbox does not know."""
+    return Insert(engine.dialect.name, _prefix(engine, schema) + EVENTS, notify=notify)
+
+
+def _prefix(engine: Engine | AsyncEngine, schema: str | None) -> str:
+    return f"{engine.dialect.identifier_preparer.quote_schema(schema)}." if schema else ""
 
 
 def store_of(engine: Engine | AsyncEngine, schema: str | None = None) -> AsyncStore | SyncStore:
@@ -191,6 +200,24 @@ class AsyncStore(OutboxInSQL):
         """Call the function on the kept connection."""
         return await self._run(lambda connection: function(OnSQLAlchemy(connection)))
 
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """As OutboxStore.listen, with asyncpg and psycopg."""
+        async with self._engine.connect() as made:
+            connection = await made.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                if hasattr(driver, "add_listener"):
+                    await _listen_asyncpg(driver, wake)
+                elif hasattr(driver, "notifies"):
+                    await driver.execute(f"listen {CHANNEL}")
+                    wake()
+                    async for _ in driver.notifies():
+                        wake()
+                else:
+                    raise no_listener(self._engine.dialect.driver)
+            finally:
+                await _thrown_away(connection)
+
     async def _run(self, function: Callable[[Connection], _T]) -> _T:
         async with self._lock:
             connection = self._connection
@@ -204,6 +231,15 @@ class AsyncStore(OutboxInSQL):
                 self._connection = None
                 await _thrown_away(connection)
                 raise
+
+
+async def _listen_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
+    ended = asyncio.Event()
+    driver.add_termination_listener(lambda connection: ended.set())
+    await driver.add_listener(CHANNEL, lambda *notification: wake())
+    wake()
+    await ended.wait()
+    raise ConnectionError("the connection that listens was closed")
 
 
 async def _thrown_away(connection: AsyncConnection) -> None:
@@ -246,21 +282,47 @@ class SyncStore(OutboxInSQL):
         """Call the function on the kept connection, in the thread."""
         return await self._thread.run(lambda: self._run(lambda connection: function(OnSQLAlchemy(connection))))
 
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """As OutboxStore.listen, with psycopg."""
+        thread, stopped = OneThread("dispytch outbox listens"), threading.Event()
+        try:
+            await thread.run(lambda: self._listen(wake, stopped))
+        finally:
+            stopped.set()
+            thread.end()
+
+    def _listen(self, wake: Callable[[], None], stopped: threading.Event) -> None:
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            try:
+                driver: Any = connection.connection.driver_connection
+                if not hasattr(driver, "notifies"):
+                    raise no_listener(self._engine.dialect.driver)
+                listen_blocking(driver, wake, stopped)
+            finally:
+                connection.invalidate()
+
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection: Connection | None = getattr(self._kept, "connection", None)
+        self._kept.connection = None
         if connection is not None:
             connection.close()
 
     def _run(self, function: Callable[[Connection], _T]) -> _T:
-        connection = self._connection
+        connection: Connection | None = getattr(self._kept, "connection", None)
         if connection is None:
             made = self._engine.connect()
-            connection = self._connection = made.execution_options(isolation_level="AUTOCOMMIT")
+            connection = self._kept.connection = made.execution_options(isolation_level="AUTOCOMMIT")
         try:
             return function(connection)
         except BaseException:
-            self._connection = None
             with suppress(Exception):  # The database is gone, and so is the connection.
-                connection.invalidate()
-                connection.close()
+                self._drop()
             raise
+
+    def _drop(self) -> None:
+        """Close the thread's connection for good, if it has one."""
+        connection: Connection | None = getattr(self._kept, "connection", None)
+        self._kept.connection = None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()

@@ -23,12 +23,14 @@ from dispytch_integrations.outbox.store import (
     Waiting,
 )
 
-__all__ = ["EVENTS", "INSERTED", "LEASES", "Connection", "Insert", "SQLStore", "require_vendor"]
+__all__ = ["CHANNEL", "EVENTS", "INSERTED", "LEASES", "Connection", "Insert", "SQLStore", "require_vendor"]
 
 EVENTS = "dispytch_outbox_event"
 """The table of events."""
 LEASES = "dispytch_outbox_shard"
 """The table of shards and their leases."""
+CHANNEL = "dispytch_outbox"
+"""What PostgreSQL is asked to NOTIFY, without a payload."""
 
 INSERTED = (
     "event_id",
@@ -89,16 +91,25 @@ def require_vendor(vendor: str) -> str:
 
 
 class Insert:
-    """Stores records: the statements of one INSERT, and their parameters. An event id that is there stays as it is."""
+    """Stores records: the statements of one INSERT, and their parameters. An event id that is there stays as it is.
 
-    def __init__(self, vendor: str, events: str = EVENTS) -> None:
+    `notify`: let PostgreSQL wake the relays at the commit. Raises ConfigurationError where there is no NOTIFY.
+    """
+
+    def __init__(self, vendor: str, events: str = EVENTS, *, notify: bool = False) -> None:
         self._vendor = require_vendor(vendor)
+        if notify and self._vendor != "postgresql":
+            raise ConfigurationError(f"notify=True is PostgreSQL's NOTIFY, and this database is {vendor}; leave it out")
         self._events = events
+        self._notify = notify
         self._texts: dict[int, str] = {}
 
     def __call__(self, records: Sequence[Record]) -> list[tuple[str, dict[str, Any]]]:
         """Texts and parameters, one for each 500 records."""
-        return [self._statement(records[start : start + _CHUNK]) for start in range(0, len(records), _CHUNK)]
+        made = [self._statement(records[start : start + _CHUNK]) for start in range(0, len(records), _CHUNK)]
+        if self._notify:
+            made.append((f"notify {CHANNEL}", {}))
+        return made
 
     def _statement(self, records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
         parameters = {
@@ -134,7 +145,6 @@ class SQLStore:
         self._events = events
         self._shards = shards
         self._now = _NOW[self._vendor]
-        self.insert = Insert(vendor, events)
 
     def check_writable(self, on: Connection) -> None:
         """Raise ConfigurationError on a replica: leases are kept on the primary."""
@@ -155,6 +165,8 @@ class SQLStore:
         """As OutboxStore.fetch."""
         parameters: dict[str, Any] = {"format": query.format, "limit": query.limit}
         where = ["state = 0", "format <= :format", self._brokers(query.brokers, parameters)]
+        # Without a key nothing waits behind it, so it need not be read to know that.
+        where.append(f"(ordering_key is not null or next_try_ms <= {self._now})")
         if len(query.shards) < SHARDS:
             where.append(self._in("shard", query.shards, parameters, "shards"))
         if query.not_ids:

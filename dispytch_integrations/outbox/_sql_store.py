@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from dispytch_integrations.outbox._sql import Connection, SQLStore
 from dispytch_integrations.outbox.store import Failure, Fetched, Lease, Query, Row, Selection, Stats, Waiting
+from dispytch_integrations.outbox.threads import no_listener
 
 __all__ = ["OutboxInSQL"]
 
@@ -36,6 +37,10 @@ class OutboxInSQL(ABC):
     @abstractmethod
     async def close(self) -> None:
         """As OutboxStore.close."""
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """As OutboxStore.listen; a database that has no NOTIFY is told so."""
+        raise no_listener("another one")
 
     async def fetch(self, query: Query) -> Fetched:
         """As OutboxStore.fetch."""

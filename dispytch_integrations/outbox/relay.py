@@ -66,7 +66,8 @@ class RelayOptions:
     nobody wakes it, at most; it begins shorter. `max_attempts`: after as many failures a message is dead.
     `backoff`, `max_backoff`: seconds before the second attempt, doubled each time up to the latter, ±25 %.
     `keep_sent`: seconds a sent row stays in the table; None: it is deleted at once. `keep_dead`: seconds after which
-    dead rows are deleted; None: never. `codec`: that of the writers.
+    dead rows are deleted; None: never. `codec`: that of the writers. `notify`: PostgreSQL wakes the relay at each
+    commit, over a connection of its own; it serializes commits, so a busy database does better without.
     """
 
     batch_size: int = 2000
@@ -78,6 +79,7 @@ class RelayOptions:
     keep_sent: float | None = None
     keep_dead: float | None = None
     codec: Codec | None = None
+    notify: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -166,6 +168,7 @@ class Relay:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
+        self._over = asyncio.Event()  # what runs beside the loop ends
 
     # -- from outside --------------------------------------------------------------------------------------------
 
@@ -219,17 +222,24 @@ class Relay:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def _run(self, *, until_empty: bool) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), False
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self._woken = asyncio.Event()
-        await self._open(until_empty)
-        beating = asyncio.create_task(self._beat(), name="dispytch relay leases")
+        try:
+            await self._open(until_empty)
+        except BaseException:
+            await self._close()
+            self._loop, self._stopping = None, False
+            raise
+        beside = {asyncio.create_task(self._beat(), name="dispytch relay leases")}
+        if self.options.notify:
+            beside.add(asyncio.create_task(self._listen(), name="dispytch relay listens"))
         try:
             await self._relay(until_empty)
         finally:
-            beating.cancel()
-            await asyncio.wait({beating})
+            self._over.set()
+            await asyncio.wait(beside)
             await self._end()
-            self._loop = None
+            self._loop, self._stopping = None, False
 
     async def _open(self, once: bool) -> None:
         pause = _FIRST_PAUSE
@@ -262,6 +272,46 @@ class Relay:
                 self._beat_now()
                 if self._leases.is_asked:
                     self._woken.set()
+
+    async def _listen(self) -> None:
+        """Be woken by the database. What is missed meanwhile is found by looking, as ever."""
+        pause = 0.0
+        while await self._goes_on(pause):
+            started = time.monotonic()
+            listening = asyncio.ensure_future(self.store.listen(self.wake))
+            ending = asyncio.ensure_future(self._over.wait())
+            try:
+                await asyncio.wait({listening, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if self._over.is_set():
+                    return
+                await listening
+            except ConfigurationError as exc:
+                logger.error("the relay is not woken by the database: %s", exc)
+                return
+            except Exception as exc:
+                logger.warning("the connection that listens is lost; trying again: %s", type(exc).__name__)
+            finally:
+                listening.cancel()
+                ending.cancel()
+                await asyncio.wait({listening, ending})
+            lasted = time.monotonic() - started > _LONGEST_PAUSE
+            pause = _FIRST_PAUSE if lasted else min(max(pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+
+    async def _goes_on(self, seconds: float) -> bool:
+        """Wait; False: the end has come meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _in_time(self, asked: Awaitable[_T]) -> _T:
+        """What the database answers. Raises TimeoutError when that takes as long as a lease, after which it is of no
+        use: the other end of the connection may be gone without a word.
+        """
+        async with asyncio.timeout(self.options.lease):
+            return await asked
 
     def _beat_now(self) -> None:
         if self._on_beat is not None:

@@ -8,7 +8,7 @@ Times are the database's: a relay whose clock is wrong must not take another one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, Protocol
@@ -174,6 +174,14 @@ class OutboxStore(Protocol):
 
     async def close(self) -> None:
         """Close what `open` has opened. Harmless when not open; after it, `open` may be called again."""
+        ...
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, from any thread, when rows were committed; only for relays with `notify=True`.
+
+        Runs until it is cancelled, on a connection of its own; raises when that is lost, and is called again.
+        Raises ConfigurationError where the database or its driver cannot.
+        """
         ...
 
     # -- rows ----------------------------------------------------------------------------------------------------

@@ -3,33 +3,101 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 
-__all__ = ["OneThread"]
+from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.outbox._sql import CHANNEL
+
+__all__ = ["OneThread", "listen_blocking", "no_listener"]
 
 _T = TypeVar("_T")
+
+_LOOK = 0.5
+"""Seconds after which a thread that listens looks whether it should end."""
 
 
 class OneThread:
     """Runs functions one after the other on a thread that starts with the first and ends with `end`.
 
-    A database connection that is opened in one of them may be used in all.
+    A database connection that is opened in one of them may be used in all: keep it in a `threading.local`, since a
+    thread that hangs is replaced. `at_end`: called in each thread at its end, to close what it keeps.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, at_end: Callable[[], None] = lambda: None) -> None:
         self._name = name
-        self._executor: ThreadPoolExecutor | None = None
+        self._at_end = at_end
+        self._queue: SimpleQueue[Callable[[], None] | None] | None = None
 
     async def run(self, function: Callable[[], _T]) -> _T:
-        """What the function returns, or raises. A cancelled wait does not end it: what follows runs after it."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        """What the function returns, or raises.
+
+        Cancelled, the thread is left to what it does, which may hang in a dead connection: what follows runs on a new
+        one. The process does not wait for it at its end.
+        """
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = SimpleQueue()
+            threading.Thread(target=_work, args=(queue, self._at_end), name=self._name, daemon=True).start()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+        queue.put(partial(_call, function, loop, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._queue is queue:
+                self.end()
+            raise
 
     def end(self) -> None:
         """Let the thread end once it has run what it was given."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False)
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.put(None)
+
+
+def _work(queue: SimpleQueue[Callable[[], None] | None], at_end: Callable[[], None]) -> None:
+    while (call := queue.get()) is not None:
+        call()
+        del call  # It would keep what it holds until the next one comes.
+    with suppress(Exception):  # Nobody waits for it any more.
+        at_end()
+
+
+def _call(function: Callable[[], _T], loop: asyncio.AbstractEventLoop, future: asyncio.Future[_T]) -> None:
+    def tell() -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(cast("_T", result))
+        else:
+            future.set_exception(error)
+
+    result: _T | None = None
+    error: BaseException | None = None
+    try:
+        result = function()
+    except BaseException as exc:
+        error = exc
+    try:
+        loop.call_soon_threadsafe(tell)
+    except RuntimeError:
+        pass  # The loop is closed: nobody waits.
+
+
+def listen_blocking(driver: Any, wake: Callable[[], None], stopped: threading.Event) -> None:
+    """Wait for NOTIFY on a psycopg connection that commits each statement, until stopped; raises when it is lost."""
+    driver.execute(f"listen {CHANNEL}")
+    wake()
+    while not stopped.is_set():
+        for _ in driver.notifies(timeout=_LOOK, stop_after=1):
+            wake()
+
+
+def no_listener(driver: str) -> ConfigurationError:
+    """The error for a driver that cannot wait for NOTIFY."""
+    return ConfigurationError(f"notify=True needs psycopg or asyncpg, and the driver is {driver}; leave it out")

@@ -115,7 +115,7 @@ def session_class(factory: object) -> type[Session] | type[AsyncSession]:
         )
     raise TypeError(
         f"bind() takes a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session or a class of sessions "
-        f"first, not a {type(made).__name__}; write bind(Session, emitter)"
+        f"first, not a {type(factory).__name__}; write bind(Session, emitter)"
     )
 
 

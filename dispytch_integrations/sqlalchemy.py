@@ -139,10 +139,7 @@ def emit_on_commit(
     way = way_of(place, emitter, outbox)
     context = copy_context()
     several = _several(event)
-    if several:
-        prepared = way.emitter.prepare_many(event, headers)
-    else:
-        prepared = [way.emitter.prepare(event, headers)]
+    prepared = way.emitter.prepare_many(event, headers) if several else [way.emitter.prepare(event, headers)]
     items = [_item(Parcel(outlet, message, None, context, False), way) for outlet, message in prepared]
     if items:
         if isinstance(place, Connection):

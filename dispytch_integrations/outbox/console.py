@@ -77,7 +77,7 @@ class Console(logging.Handler):
 
     def _summary(self, progress: Progress) -> str:
         parts = [f"{_events(progress.sent)} sent in {age(progress.seconds)}"]
-        if progress.sent:
+        if progress.sent and progress.left is not None:  # Over days a rate says nothing.
             parts.append(f"{progress.rate:,.0f}/s")
         if progress.failed:
             parts.append(f"{progress.failed:,} attempts failed")

@@ -207,7 +207,7 @@ class _Operation:
             self._table(shown[name])
             if count > len(shown[name]):
                 self.screen.say(f"... and {count - len(shown[name]):,} more.")
-        if State.WAITING in self.selection.states and self.command == "discard" and sum(selected.values()):
+        if State.WAITING in self.selection.states and self.command == "discard" and any(selected.values()):
             self.screen.say("They have not been sent; a relay may have some of them in hand, and send those.", "bad")
 
     async def _why_none(self, store: OutboxStore) -> str:

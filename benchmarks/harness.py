@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
-__all__ = ["Row", "interleaved", "ratio"]
+__all__ = ["Row", "interleaved", "measured", "ratio"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +43,9 @@ async def interleaved(
 def ratio(times: Mapping[str, list[float]], name: str, baseline: str) -> float:
     """Rate of `name` over rate of `baseline`: the median over rounds; above 1 is faster."""
     return statistics.median(base / own for own, base in zip(times[name], times[baseline], strict=True))
+
+
+def measured(topic: str) -> list[Row]:
+    """The rows of one topic; called in a process of its own."""
+    rows: list[Row] = asyncio.run(import_module(f"benchmarks.{topic}").run())
+    return rows

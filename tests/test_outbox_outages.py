@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from tests.kill.arena import Arena
 from tests.kill.places import MariaDB, PostgreSQL
 from tests.kill.programs import metadata
 from tests.support.arrivals import KafkaArrivals
-from tests.support.brokers import BrokerMissing, Tansu
+from tests.support.brokers import BrokerMissing
 
 SECONDS = 15.0
 
@@ -308,3 +306,217 @@ async def test_poison_on_a_real_broker(tmp_path: Path, kafka_url: str, unique: s
             assert "xxxx" not in str(rows)
     finally:
         await asyncio.to_thread(arrivals.close)
+
+
+# -- outages of the broker -----------------------------------------------------------------------------------------
+
+
+async def _arena(database: str, broker: str) -> Arena:
+    arena = Arena(database, broker)
+    try:
+        return await arena.__aenter__()
+    except (BrokerMissing, OperationalError) as exc:
+        _unavailable(str(exc).splitlines()[0])
+
+
+async def test_a_broker_away_for_a_while_costs_nothing() -> None:
+    """An outage at night must not leave dead events, a relay that has grown, or a backlog that stays."""
+    async with await _arena("postgresql", "kafka") as arena:
+        await arena.work(1.5)
+        before = arena.relay_memory()
+        attempts = await arena.outage(6.0)
+        after = arena.relay_memory()
+        verdict = await arena.verdict()
+    assert verdict.is_good, f"seed {arena.seed}: {verdict}"
+    assert attempts == 0, f"{attempts} attempts of one event were charged to an outage"
+    assert after - before < 30, f"{before} MiB before, {after} MiB after"
+
+
+async def test_a_relay_that_was_suspended_beyond_its_lease_loses_nothing() -> None:
+    """A paused container goes on in the belief that its leases hold: what it sends late is a duplicate, no more."""
+    async with await _arena("postgresql", "redis") as arena:
+        await arena.work(1.0)
+        for _ in range(2):
+            await arena.suspend_relay()
+        verdict = await arena.verdict()
+    assert verdict.is_good, f"seed {arena.seed}: {verdict}"
+
+
+async def test_a_relay_without_work_or_without_a_broker_is_quiet(tmp_path: Path) -> None:
+    """Waiting costs next to no CPU: not idle, not while a broker is away, not while the database is."""
+
+    async def busy(seconds: float) -> float:
+        started = time.process_time()
+        await asyncio.sleep(seconds)
+        return (time.process_time() - started) / seconds
+
+    async with opened(tmp_path, poll_interval=1.0) as outbox:
+        outbox.start()
+        await asyncio.sleep(1.0)
+        fetches = outbox.relay.counts.fetches
+        assert await busy(1.5) < 0.1
+        assert outbox.relay.counts.fetches - fetches <= 4
+
+        away = True
+
+        async def ping() -> None:
+            if away:
+                raise ConnectionError("away")
+
+        outbox.broker.backend.ping = ping
+        outbox.broker.producer = producer = _Fussy(
+            lambda messages: [BrokerUnavailableError("away") if away else None for _ in messages]
+        )
+        outbox.put([Noted(name=f"k{n}", number=n) for n in range(3000)])
+        outbox.relay.wake()
+        await until(lambda: outbox.relay.outages == ["default"])
+        assert await busy(1.5) < 0.15
+        assert len(producer.batches) <= 3
+        away = False
+        await until(lambda: not outbox.rows())
+        assert {attempts for _, _, attempts in outbox.rows()} <= {0}
+        assert len(producer.sent) == 3000
+
+
+# -- outages of the database ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _on_server(number: int, server: type[PostgreSQL] | type[MariaDB]) -> AsyncGenerator[tuple[Any, Outbox]]:
+    """A relay on a server behind a proxy; `number` chooses the driver: 0 for asyncio, 1 blocking."""
+    database = server()
+    assert database.proxy is not None
+    try:
+        await database.open()
+    except OperationalError as exc:
+        _unavailable(str(exc).splitlines()[0])
+    engine: Engine | AsyncEngine
+    async with database.proxy:
+        await asyncio.to_thread(database.make_tables, 1)
+        url = database.relays[number]
+        engine = create_async_engine(url) if number == 0 else create_engine(url)
+        brokers = connect("memory://", timeout=0.5)
+        await brokers.start()
+        outbox = Outbox(database.engine, brokers, RelayOptions(lease=1.5, poll_interval=0.2, backoff=0.05))
+        outbox.relay = Relay(store_of(engine), brokers.brokers, RelayOptions(lease=1.5, poll_interval=0.2))
+        try:
+            yield database.proxy, outbox
+            await outbox.stop()
+        finally:
+            if outbox.running is not None:
+                outbox.running.cancel()
+                await asyncio.wait({outbox.running})
+            await database.proxy.cut()
+            await brokers.stop()
+            await asyncio.sleep(0.1)  # A thread that was left behind closes its connection.
+            if isinstance(engine, AsyncEngine):
+                await engine.dispose()
+            else:
+                engine.dispose()
+            await database.close()
+
+
+_SERVERS = [
+    pytest.param(0, PostgreSQL, id="asyncpg"),
+    pytest.param(1, PostgreSQL, id="psycopg"),
+    pytest.param(0, MariaDB, id="asyncmy"),
+    pytest.param(1, MariaDB, id="pymysql"),
+]
+
+
+@pytest.mark.parametrize(("number", "server"), _SERVERS)
+@pytest.mark.parametrize("how", ["refuse", "freeze"])
+async def test_the_relay_goes_on_after_its_database(number: int, server: type[PostgreSQL], how: str) -> None:
+    """A restarted database, or one that moved to another host without a word: nobody has to restart the relay."""
+    async with _on_server(number, server) as (proxy, outbox):
+        outbox.start()
+        await until(lambda: outbox.relay.shards == 64)
+        outbox.put([Noted(name="k", number=0)])
+        await until(lambda: not outbox.rows())
+        if how == "refuse":
+            await proxy.refuse()
+            outbox.put([Noted(name="k", number=1)])
+            await asyncio.sleep(2.0)
+            assert outbox.relay.last_error is not None
+            await proxy.resume()
+        else:
+            await proxy.freeze()
+            outbox.put([Noted(name="k", number=1)])
+        await until(lambda: not outbox.rows(), 12.0)
+        assert outbox.relay.last_error is None
+        sent = [Noted.model_validate_json(m.payload or b"").number for m in outbox.broker.producer.sent]
+        assert sent == [0, 1]
+
+
+# -- the end at a bad moment ---------------------------------------------------------------------------------------
+
+
+async def _ends(relay: Relay, running: asyncio.Task[None], seconds: float) -> None:
+    """`stop` ends it in time, with no task left behind."""
+    others = asyncio.all_tasks() - {running}
+    relay.stop()
+    await asyncio.wait_for(running, seconds)
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - others if task.get_name().startswith("dispytch relay")]
+    assert not left
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("moment", ["begin", "work"])
+async def test_stop_while_the_database_hangs(number: int, moment: str) -> None:
+    """A deployment must not wait for a database that does not answer: the stop takes some leases at most."""
+    async with _on_server(number, PostgreSQL) as (proxy, outbox):
+        if moment == "begin":
+            await proxy.stall()
+        outbox.start()
+        await (asyncio.sleep(0.3) if moment == "begin" else until(lambda: outbox.relay.shards == 64))
+        await proxy.stall()
+        await asyncio.sleep(0.4)
+        assert outbox.running is not None
+        await _ends(outbox.relay, outbox.running, 9.0)
+        await proxy.resume()
+
+
+async def test_stop_before_the_run_and_during_an_outage(tmp_path: Path) -> None:
+    """An app that ends as soon as it has started, and one that ends while its broker is away, end."""
+    async with opened(tmp_path) as outbox:
+        outbox.relay.stop()
+        await asyncio.wait_for(outbox.relay.run(), 2.0)
+        outbox.start()
+        await asyncio.sleep(0)
+        assert outbox.running is not None
+        await _ends(outbox.relay, outbox.running, 2.0)
+
+        async def ping() -> None:
+            raise ConnectionError("away")
+
+        outbox.broker.backend.ping, mended = ping, outbox.broker.backend.ping
+        outbox.broker.producer, producer = (
+            _Fussy(lambda m: [BrokerUnavailableError("away")] * len(m)),
+            (outbox.broker.producer),
+        )
+        outbox.put([Noted(name="k", number=0)])
+        outbox.start()
+        await until(lambda: outbox.relay.outages == ["default"])
+        await _ends(outbox.relay, outbox.running, 2.0)
+        # Run again, the outage of the last time is over.
+        outbox.broker.backend.ping, outbox.broker.producer = mended, producer
+        outbox.start()
+        await until(lambda: not outbox.rows())
+
+
+async def test_what_waits_for_its_next_try_is_sent_when_it_is_requeued(tmp_path: Path) -> None:
+    """The cause is mended and an operator requeues: nobody wants to wait for a backoff of minutes then."""
+    broken = True
+    async with opened(tmp_path, backoff=100.0) as outbox:
+        outbox.broker.producer = producer = _Fussy(
+            lambda messages: [UnroutableError("no") if broken else None for _ in messages]
+        )
+        outbox.put([Noted(name="k", number=0), Noted(name="k", number=1)])
+        outbox.start()
+        await until(lambda: [row[2] for row in outbox.rows()] == [1, 0])
+        broken = False
+        await outbox.store.open()
+        await outbox.store.requeue(Selection(states=(State.WAITING,)))
+        await until(lambda: not outbox.rows(), 8.0)
+    assert _numbers(producer, "k") == [0, 1]

@@ -31,14 +31,34 @@ async def _lap(pair: str, rounds: int, seed: int) -> Verdict:
         return await arena.verdict()
 
 
+async def _outage(seconds: float, seed: int) -> bool:
+    """The broker away under load; False: something was lost or charged with an attempt, or memory grew."""
+    async with Arena("postgresql", "kafka", seed=seed) as arena:
+        await arena.work(5.0)
+        before = arena.relay_memory()
+        attempts = await arena.outage(seconds)
+        after = arena.relay_memory()
+        verdict = await arena.verdict()
+    print(
+        f"broker away for {seconds:g} s: {verdict.committed} events committed, {len(verdict.lost)} lost, "
+        f"{len(verdict.left)} left or dead, {attempts} attempts charged at most, {verdict.duplicates} duplicates; "
+        f"a relay's memory {before} MiB before, {after} MiB after",
+        flush=True,
+    )
+    return verdict.is_good and attempts == 0 and after - before < 30
+
+
 def main() -> int:
     """Run; return 1 when an event was lost, made up, overtaken or left."""
     parser = argparse.ArgumentParser(prog="make test-kill", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="rounds with PostgreSQL and Kafka; others get a fifth")
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="of the first lap")
     parser.add_argument("--only", choices=list(_PAIRS), action="append", help="may be given several times")
+    parser.add_argument("--outage", type=float, default=60.0, help="seconds without a broker, first; 0: none")
     options = parser.parse_args()
     bad = 0
+    if options.outage:
+        bad += not asyncio.run(_outage(options.outage, options.seed))
     totals: dict[str, list[Verdict]] = {}
     for pair in options.only or _PAIRS:
         rounds = max(round(options.rounds * (1.0 if options.only else _PAIRS[pair])), 1)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
@@ -249,6 +250,41 @@ class Arena:
         await (proxy.refuse() if self._chance.random() < 0.5 else proxy.stall())
         await asyncio.sleep(self._chance.uniform(0.2, 1.5))
         await proxy.resume()
+
+    async def outage(self, seconds: float) -> int:
+        """The broker refuses for half of the time and hangs for the other, under load. Returns the most attempts that
+        any event was charged with meanwhile, and until most of the backlog is gone.
+        """
+        most, proxy = 0, self.place.proxy
+        for away in (proxy.refuse, proxy.stall):
+            await away()
+            end = time.monotonic() + seconds / 2
+            while time.monotonic() < end:
+                most = max(most, await asyncio.to_thread(self._attempts))
+                await asyncio.sleep(0.1)
+            await proxy.resume()
+        end = time.monotonic() + _DRAIN_SECONDS
+        while len(await asyncio.to_thread(self._left)) >= 20 and time.monotonic() < end:
+            most = max(most, await asyncio.to_thread(self._attempts))
+            await asyncio.sleep(0.1)
+        return most
+
+    def relay_memory(self) -> int:
+        """MiB that the larger one of the relays has in use."""
+        sizes: list[int] = []
+        for process in self._relays:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            sizes.append(int(status.partition("VmRSS:")[2].split()[0]) // 1024)
+        return max(sizes)
+
+    async def work(self, seconds: float) -> None:
+        """Let it run undisturbed."""
+        await asyncio.sleep(seconds)
+
+    def _attempts(self) -> int:
+        events, _ = outbox_tables(programs.metadata)
+        with self.database.engine.connect() as connection:
+            return connection.execute(select(func.coalesce(func.max(events.c.attempts), 0))).scalar_one()
 
     # -- the verdict ---------------------------------------------------------------------------------------------
 

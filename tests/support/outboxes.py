@@ -7,7 +7,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -24,12 +25,14 @@ from dispytch_integrations.events import BackendConfig, EventRoute
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox.record import Record, record_of
 from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.store import Failure
 from dispytch_integrations.producer import Producer
 
 __all__ = [
     "Database",
     "FakeBackend",
     "FakeProducer",
+    "Watched",
     "eventually",
     "message",
     "opened",
@@ -260,6 +263,53 @@ async def started(*, timeout: float = 0.3, **backends: FakeBackend) -> AsyncGene
     finally:
         for broker in brokers.values():
             await broker.stop()
+
+
+# -- stores that fail ----------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A store whose calls are counted, and fail or are slow when they are told to, by the method's name."""
+
+    def __init__(self, store: AsyncStore | SyncStore) -> None:
+        self._store = store
+        self.calls = Counter[str]()
+        self.fail = Counter[str]()
+        """How often a method still fails, without having done anything."""
+        self.lose = Counter[str]()
+        """How often a method still fails after it has done its work: the answer is lost."""
+        self.before: dict[str, Callable[[], Awaitable[object]]] = {}
+        """Awaited before the method is called."""
+        self.after: dict[str, Callable[[], Awaitable[object]]] = {}
+        """Awaited before its result is returned."""
+        self.failures: list[Failure] = []
+        """What was settled as failed."""
+
+    @property
+    def address(self) -> str:
+        return self._store.address
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._store, name)
+
+        async def call(*arguments: Any) -> Any:
+            self.calls[name] += 1
+            if name in self.before:
+                await self.before[name]()
+            if self.fail[name] > 0:
+                self.fail[name] -= 1
+                raise OSError("the database is away")
+            if name == "settle":
+                self.failures += arguments[1]
+            result = await method(*arguments)
+            if name in self.after:
+                await self.after[name]()
+            if self.lose[name] > 0:
+                self.lose[name] -= 1
+                raise OSError("the database is away")
+            return result
+
+        return call
 
 
 # -- relays --------------------------------------------------------------------------------------------------------

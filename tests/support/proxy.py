@@ -67,6 +67,12 @@ class TCPProxy:
         """Go on accepting, but forward nothing in either direction: half-open connections."""
         self._flowing.clear()
 
+    async def freeze(self) -> None:
+        """Forward nothing any more on the connections that are open; new ones work: a host that died without a word."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     async def resume(self) -> None:
         """Forward again, what was held back included; listen again after `refuse`."""
         self._flowing.set()
@@ -84,17 +90,17 @@ class TCPProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
+        writers, flowing = [writer], self._flowing
         self._writers.add(writer)
         try:
-            await self._flowing.wait()
+            await flowing.wait()
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             writers.append(far_writer)
             self._writers.add(far_writer)
             # Either side's end ends both, as far as a client can tell.
             pumps = [
-                asyncio.create_task(self._pump(reader, far_writer)),
-                asyncio.create_task(self._pump(far_reader, writer)),
+                asyncio.create_task(self._pump(reader, far_writer, flowing)),
+                asyncio.create_task(self._pump(far_reader, writer, flowing)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -111,10 +117,10 @@ class TCPProxy:
                 with suppress(OSError):
                     await each.wait_closed()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         try:
             while data := await reader.read(65536):
-                await self._flowing.wait()
+                await flowing.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:

@@ -7,6 +7,7 @@ events as they come back from the broker; `demo/` is what `make demo-django` run
     python example_projects/django_orders/manage.py migrate
     uvicorn example_projects.django_orders.shop.asgi:application
 
+OUTBOX=1 stores events with what they tell of, and relays them: see `shop/settings.py`, and the outbox in the admin.
 DISPYTCH_URL, DATABASE_URL and CELERY_BROKER_URL name a broker, a database, and a broker for Celery; without them it is
 memory, SQLite, and tasks that run where they are asked for.
 """

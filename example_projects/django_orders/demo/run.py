@@ -24,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _directions(address: str) -> Directions:
+    outbox = "admin/dispytch_outbox/outboxevent/" if os.environ.get("OUTBOX") else ""
     return [
         ("Cancel", f"curl -X POST {address}/orders/1/cancellation"),
         ("Admin", f"{address}/admin/  (user {_USER}, password {_PASSWORD})"),
+        *([("Outbox", f"{address}/{outbox}")] if outbox else []),
     ]
 
 

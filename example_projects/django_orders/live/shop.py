@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from django.conf import settings
+
 from example_projects.shop_demo.live.page import Kind, Link, Shop, Step
 
 __all__ = ["SHOP", "TOPICS"]
+
+
+def _after_commit(title: str, code: str) -> Step:
+    """What is emitted in a transaction goes by the outbox, where there is one."""
+    return Step("Outbox" if settings.OUTBOX else title, code)
+
 
 SHOP = Shop(
     kinds=[
@@ -12,7 +20,7 @@ SHOP = Shop(
             name="placed",
             topic="orders.placed",
             made_in=Step("Service", "place()"),
-            sent_with=Step("Commit", "emit_on_commit()"),
+            sent_with=_after_commit("Commit", "emit_on_commit()"),
         ),
         Kind(
             name="packed",
@@ -24,10 +32,14 @@ SHOP = Shop(
             name="cancelled",
             topic="orders.cancelled",
             made_in=Step("Model", "Cancellation"),
-            sent_with=Step("Signal", "@emits(post_save)"),
+            sent_with=_after_commit("Signal", "@emits(post_save)"),
         ),
     ],
-    links=[Link("Admin", "admin/")],
+    links=[
+        Link("Admin", "admin/"),
+        *([Link("Outbox", "admin/dispytch_outbox/outboxevent/")] if settings.OUTBOX else []),
+    ],
+    outbox=settings.OUTBOX,
 )
 
 TOPICS = tuple(kind.topic for kind in SHOP.kinds)

@@ -24,6 +24,16 @@ if transport_of(_EVENTS["URL"]) == "rabbitmq":
 
 DISPYTCH = {"default": _EVENTS}
 
+# With OUTBOX=1 what `emit_on_commit` and `@emits` tell is stored in the transaction that made it true, and relayed by
+# this server. Nothing else changes: not where events are emitted, and not how.
+OUTBOX = os.environ.get("OUTBOX", "").lower() in ("1", "true", "yes")
+if OUTBOX:
+    DISPYTCH_OUTBOX = {
+        "EMBEDDED": True,
+        # To be looked at in the admin; by default a row is deleted once the broker has confirmed it.
+        "KEEP_SENT": 3600,
+    }
+
 # -- the rest is Django as you know it ---------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
@@ -34,6 +44,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "dispytch_integrations.django",
+    *(["dispytch_integrations.django.outbox"] if OUTBOX else []),
     "example_projects.django_orders.orders",
 ]
 

@@ -13,6 +13,7 @@ admin.site.site_title = "Orders"
 urlpatterns = [
     path("", live.page, name="page"),
     path("live", live.stream, name="stream"),
+    path("outbox/relay", live.relay, name="relay"),
     path("", include("example_projects.django_orders.orders.urls")),
     path("admin/", admin.site.urls),
 ]

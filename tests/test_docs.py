@@ -31,6 +31,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 
@@ -38,6 +39,7 @@ from dispytch_integrations import errors
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.settings import load_brokers
 from tests.support.django_pages import DjangoPage
+from tests.support.outboxes import Database, temporary_database
 from tests.support.pages import Block, blocks_of, compare, replaced
 
 ROOT = Path(__file__).parent.parent
@@ -120,13 +122,13 @@ def _unopened_brokers() -> Generator[dict[Brokers, tuple[Any, Any]]]:
     unopened: dict[Brokers, tuple[Any, Any]] = {}
     make, start = Brokers.__init__, Brokers.start
 
-    def remember(self: Brokers, config: Any, options: Any) -> None:
-        make(self, config, options)
+    def remember(self: Brokers, config: Any, options: Any, outbox: Any = None) -> None:
+        make(self, config, options, outbox)
         unopened[self] = (config, options)
 
-    async def forget(self: Brokers) -> None:
+    async def forget(self: Brokers, *, wait: bool = True) -> None:
         unopened.pop(self, None)
-        await start(self)
+        await start(self, wait=wait)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Brokers, "__init__", remember)
@@ -154,7 +156,18 @@ def replacements(request: pytest.FixtureRequest, page: Path, unique: str) -> dic
             for quote in "\"'"
         }
         request.getfixturevalue("exchanges")
+    if "@localhost/shop" in text:
+        database: Database = request.getfixturevalue("database")
+        for driver in ("postgresql+asyncpg", "postgresql+psycopg"):
+            found[f"{driver}://user:password@localhost/shop"] = str(database.url(driver))
     return found
+
+
+@pytest.fixture
+def database() -> Iterator[Database]:
+    """The database of a page that stores something, empty but for the outbox's tables."""
+    with temporary_database("postgresql") as database:
+        yield database
 
 
 @pytest.fixture
@@ -301,8 +314,7 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     """The first thing a stranger does is to paste a command."""
     files = {block.file for block in blocks_of(page)} - {None}
-    if page in PROJECTS:
-        files |= {"manage.py", "mysite/settings.py", "mysite/wsgi.py"}  # Of startproject.
+    files |= {"manage.py", "mysite/settings.py", "mysite/wsgi.py"} if page in PROJECTS else {"manage.py"}  # Django's own.
     for block in blocks_of(page):
         if block.language == "bash":
             for line in block.commands:
@@ -326,8 +338,24 @@ def _check_command(line: str, block: Block, files: set[str | None]) -> None:
             assert named, f"{block}: no app is named"
             module = named[0].partition(":")[0].replace(".", "/")
             assert f"{module}.py" in files, f"{block}: the page has no block for {named[0]}"
+        case ["dispytch-integrations", *arguments]:
+            _check_options(arguments, block)
         case _:
             pass
+
+
+def _check_options(arguments: list[str], block: Block) -> None:
+    """Does the command line have these commands, with these options?"""
+    from dispytch_integrations import cli
+
+    command: click.Command = cli._cli
+    while arguments and isinstance(command, click.Group):
+        name, *arguments = arguments
+        assert name in command.commands, f"{block}: there is no command {name!r}"
+        command = command.commands[name]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    unknown = {word for word in arguments if word.startswith("-")} - known
+    assert not unknown, f"{block}: {command.name} has no {', '.join(sorted(unknown))}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

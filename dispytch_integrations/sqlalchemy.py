@@ -131,7 +131,8 @@ def emit_on_commit(
     `outbox`: stores it there; False: sends it after the commit, although an outbox is bound; None: the bound one.
 
     Raises ConfigurationError when there is no emitter, TransactionError when there is no transaction to wait for,
-    RouteError, HeaderError, SerializationError and NotStartedError as `emit`, TypeError for another order of arguments.
+    RouteError, HeaderError, SerializationError and NotStartedError as `emit` (of several events together in one
+    ExceptionGroup, and then none of them waits), TypeError for another order of arguments.
     When the outbox's table is missing, or the work went to another database, the commit raises ConfigurationError and
     can be rolled back.
     """

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Engine, Integer, String, create_engine
+from sqlalchemy import Integer, String, create_engine, insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from dispytch_integrations import EventBase
@@ -78,10 +78,8 @@ def put_in(emitter: Any, producer: Producer) -> None:
 
 
 @asynccontextmanager
-async def session_factory(
-    database: Database, driver: str, **options: Any
-) -> AsyncGenerator[tuple[Any, Engine | AsyncEngine], None]:
-    """A sessionmaker, or an async_sessionmaker, and its engine; the table of orders is empty."""
+async def session_factory(database: Database, driver: str, **options: Any) -> AsyncGenerator[tuple[Any, Any], None]:
+    """A sessionmaker and its Engine, or an async_sessionmaker and its AsyncEngine; the table of orders is empty."""
     await asyncio.to_thread(_empty, database)
     if driver in ASYNCHRONOUS:
         async_engine = create_async_engine(database.url(driver), **options)
@@ -237,9 +235,9 @@ def meets_a_duplicate_in_a_savepoint(session: Session) -> None:
     order(session, 1)
     session.flush()
     with suppress(IntegrityError), session.begin_nested():
-        session.connection().execute(Order.__table__.insert().values(id=2, text=""))
+        session.connection().execute(insert(Order).values(id=2, text=""))
         emit(session, 2)
-        session.connection().execute(Order.__table__.insert().values(id=1, text=""))
+        session.connection().execute(insert(Order).values(id=1, text=""))
     order(session, 3)
     session.commit()
 

@@ -49,8 +49,8 @@ class Item(NamedTuple):
 class _Waiting:
     """What waits for the end of one root transaction.
 
-    `late`: the records were stored already, what comes now is stored at once; `committed`: it is too late for that.
-    `released`: the savepoint that is being released.
+    `late`: the commit has begun, and has stored the records: what comes within it is stored at once. `committed`: it
+    is too late for that. `released`: the savepoint that is being released.
     """
 
     __slots__ = ("_places", "_stored", "committed", "items", "late", "released")
@@ -67,15 +67,20 @@ class _Waiting:
         """A savepoint begins here."""
         self._places[savepoint] = len(self.items)
 
+    def keep(self, savepoint: object) -> None:
+        """The savepoint is released: what came after it is what came before it now."""
+        self._places.pop(savepoint, None)
+
     def undo(self, savepoint: object) -> None:
         """Drop what came after the savepoint; one that is not known was there before anything came."""
         del self.items[self._places.pop(savepoint, 0) :]
-        self._stored = min(self._stored, len(self.items))
+        # A commit that was given up may have stored all of them within this savepoint; stored twice, a row is one.
+        self._stored = 0
 
     def store(self, connection: Callable[[SQLAlchemyOutbox], Connection]) -> None:
         """Store the records that are not yet; they stay to be stored when that fails."""
         records: dict[SQLAlchemyOutbox, list[Record]] = {}
-        for item in self.items[self._stored :]:
+        for item in self._unstored():
             if item.outbox is not None and item.record is not None:
                 records.setdefault(item.outbox, []).append(item.record)
         for outbox, made in records.items():
@@ -84,7 +89,11 @@ class _Waiting:
 
     @property
     def has_records(self) -> bool:
-        return any(item.record is not None for item in self.items)
+        """Are there records to be stored?"""
+        return any(item.record is not None for item in self._unstored())
+
+    def _unstored(self) -> Sequence[Item]:
+        return self.items[self._stored :]
 
     def ended(self) -> None:
         """The root has ended, committed: wake the relays, send the others. Raises nothing but a cancellation."""
@@ -131,9 +140,19 @@ def after_session(session: Session, items: Sequence[Item]) -> None:
             "the transaction is committed or prepared already, and an event is stored in the outbox before that: emit "
             "it earlier, in before_commit or after_flush, or give outbox=False"
         )
+    count = len(waiting.items)
     waiting.items.extend(items)
-    if stored and waiting.late:
-        waiting.store(partial(connection_of, session))
+    if stored and waiting.late and _is_in_commit(root):
+        try:
+            waiting.store(partial(connection_of, session))
+        except BaseException:
+            del waiting.items[count:]  # The caller has the error, and may go on without them.
+            raise
+
+
+def _is_in_commit(root: SessionTransaction) -> bool:
+    # Otherwise the commit was given up, by what another function of before_commit has raised, and may be tried again.
+    return getattr(root, "_current_fn", root) is not None
 
 
 _installing = threading.Lock()
@@ -160,11 +179,9 @@ def _before_commit(session: Session) -> None:
     """Store the records in the transaction. What this raises, the commit raises: it can be rolled back."""
     root = session.get_transaction()
     # A root may be committed while a savepoint is open: SQLAlchemy releases that one next.
-    if root is None or (session.in_nested_transaction() and getattr(root, "_current_fn", None) is None):
+    if root is None or (session.in_nested_transaction() and not _is_in_commit(root)):
         return
     waiting: _Waiting = vars(session).setdefault(_KEY, _Waiting())
-    if waiting.late:
-        return
     if waiting.has_records:
         session.flush()
         waiting.store(partial(connection_of, session))
@@ -193,7 +210,9 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
     if waiting is None:
         return
     if transaction.nested:
-        if waiting.released is not transaction:
+        if waiting.released is transaction:
+            waiting.keep(transaction)
+        else:
             waiting.undo(transaction)
         waiting.released = None
     elif transaction.parent is None:

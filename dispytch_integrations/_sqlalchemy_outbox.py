@@ -11,7 +11,16 @@ from typing import Literal
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from dispytch_integrations._sqlalchemy_store import AsyncStore, OnSQLAlchemy, SyncStore, insert_of, store_of
+from dispytch_integrations._sqlalchemy_store import (
+    AsyncStore,
+    OnSQLAlchemy,
+    SyncStore,
+    address_of,
+    check,
+    insert_of,
+    require_room,
+    store_of,
+)
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import ConfigurationError, NotStartedError
@@ -22,6 +31,9 @@ from dispytch_integrations.outbox.relay import Relay, RelayOptions
 __all__ = ["SQLAlchemyOutbox"]
 
 logger = logging.getLogger("dispytch_integrations.outbox")
+
+_PATIENCE = 10.0
+"""Seconds that a start waits for the database's answer."""
 
 
 @dataclass(slots=True)
@@ -39,12 +51,14 @@ class SQLAlchemyOutbox:
         app = FastAPI(lifespan=emitter_lifespan("kafka://localhost:9092", outbox=outbox))
 
     `engine`: an Engine or AsyncEngine of PostgreSQL, MySQL, MariaDB or SQLite, in whose database `outbox_tables` are.
-    `relay`: "embedded": this process relays, woken by its commits; it keeps one connection of the engine's pool.
+    `relay`: "embedded": this process relays, woken by its commits; it keeps one connection of the engine's pool (with
+    `notify` two).
     "external": another process does (`dispytch-integrations relay`), and this one opens no broker connection.
     `schema`: that of the tables; None: the connection's default. `options`: of the relay; its `codec` and `notify` are
     the writer's, too.
 
-    Raises ConfigurationError for a database that cannot hold an outbox.
+    Raises ConfigurationError for a database that cannot hold an outbox, and for a pool that the embedded relay would
+    use up.
     """
 
     def __init__(
@@ -70,6 +84,7 @@ class SQLAlchemyOutbox:
         self._attached: list[_Attached] = []
         if not self.external:
             self.store()  # Says now what it could not do later.
+            require_room(engine, 2 if self.options.notify else 1)
 
     def store(self) -> AsyncStore | SyncStore:
         """A store in this outbox's database, for counts and operations: `open` it, and `close` it."""
@@ -83,17 +98,17 @@ class SQLAlchemyOutbox:
         Raises ConfigurationError when the tables are missing or a broker's timeout does not fit the lease.
         """
         attached = _Attached(brokers)
-        if not self.external:
-            store = self.store()
-            attached.relay = relay = Relay(store, brokers.brokers, self.options)
-            try:
-                await store.open()
-            except ConfigurationError:
-                await store.close()
-                raise
-            except Exception as exc:
-                # The relay tries again; the app itself will say what it thinks of a database that is away.
-                logger.warning("the outbox in %s does not answer yet: %s", store.address, type(exc).__name__)
+        relay = None if self.external else Relay(self.store(), brokers.brokers, self.options)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await check(self.engine, self.schema)
+        except ConfigurationError:
+            raise
+        except Exception as exc:
+            # The relay tries again; the app itself will say what it thinks of a database that is away.
+            logger.warning("the outbox in %s does not answer yet: %s", address_of(self.engine), type(exc).__name__)
+        if relay is not None:
+            attached.relay = relay
             attached.running = asyncio.create_task(relay.run(), name="dispytch embedded relay")
             attached.running.add_done_callback(_log_end)
         self._attached.append(attached)
@@ -116,12 +131,13 @@ class SQLAlchemyOutbox:
     @property
     def emitter(self) -> EventEmitter:
         """The emitter that prepares its messages. Raises NotStartedError before the start."""
-        if not self._attached:
+        last = self._attached[-1:]  # In one step: another thread may stop it.
+        if not last:
             raise NotStartedError(
                 "this SQLAlchemyOutbox knows no brokers: give it to emitter_lifespan(..., outbox=outbox) or "
                 "connect(..., outbox=outbox), and emit after its start (a TestClient needs `with TestClient(app)`)"
             )
-        return self._attached[-1].brokers.emitter
+        return last[0].brokers.emitter
 
     def record_of(self, message: Message) -> Record:
         """A message as it is stored. Raises HeaderError, RouteError, SerializationError for what cannot be."""
@@ -135,7 +151,7 @@ class SQLAlchemyOutbox:
 
     def committed(self) -> None:
         """Records were committed: wake the embedded relay. From any thread."""
-        for attached in self._attached:
+        for attached in tuple(self._attached):
             if attached.relay is not None:
                 attached.relay.wake()
 

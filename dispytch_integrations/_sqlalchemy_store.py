@@ -27,7 +27,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
 
 from dispytch_integrations.errors import ConfigurationError
 from dispytch_integrations.outbox._sql import CHANNEL, EVENTS, LEASES, Insert, SQLStore
@@ -36,7 +36,18 @@ from dispytch_integrations.outbox._sql_store import OutboxInSQL
 from dispytch_integrations.outbox.record import MAX_NAME
 from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener
 
-__all__ = ["AsyncStore", "OnSQLAlchemy", "SyncStore", "insert_of", "outbox_tables", "sql_of", "store_of"]
+__all__ = [
+    "AsyncStore",
+    "OnSQLAlchemy",
+    "SyncStore",
+    "address_of",
+    "check",
+    "insert_of",
+    "outbox_tables",
+    "require_room",
+    "sql_of",
+    "store_of",
+]
 
 _T = TypeVar("_T")
 
@@ -119,14 +130,47 @@ def store_of(engine: Engine | AsyncEngine, schema: str | None = None) -> AsyncSt
 
     It keeps one connection of the engine's pool. Raises ConfigurationError for a database that cannot hold an outbox.
     """
-    if isinstance(engine.pool, StaticPool):
+    if isinstance(engine.pool, (StaticPool, SingletonThreadPool)):
         raise ConfigurationError(
-            "the engine has one connection for all (StaticPool, as with SQLite in memory), and a relay needs one of "
-            "its own; use a file: sqlite:///outbox.db"
+            f"the engine has one connection for all, or for a thread ({type(engine.pool).__name__}, as with SQLite in "
+            f"memory), and a relay needs one of its own; use a file: sqlite:///outbox.db"
         )
     if isinstance(engine, AsyncEngine):
         return AsyncStore(engine, schema)
     return SyncStore(engine, schema)
+
+
+def require_room(engine: Engine | AsyncEngine, relay: int) -> None:
+    """Raise ConfigurationError when an engine's pool has no connection left beside those that a relay keeps."""
+    pool: Any = engine.pool
+    if not isinstance(pool, QueuePool):
+        return
+    size, overflow = pool.size(), pool._max_overflow
+    if size > 0 and overflow >= 0 and size + overflow <= relay:
+        raise ConfigurationError(
+            f"the engine's pool has {size + overflow} connections at most (pool_size={size}, max_overflow={overflow}), "
+            f"and the embedded relay keeps {relay}: nothing is left for the app; write pool_size={relay + 1} or more, "
+            f"or relay='external'"
+        )
+
+
+async def check(engine: Engine | AsyncEngine, schema: str | None) -> None:
+    """Look once whether an outbox is there. Raises ConfigurationError when it is not, and what the database raises."""
+    sql = sql_of(engine, schema)
+    if isinstance(engine, AsyncEngine):
+        async with engine.connect() as connection:
+            await connection.run_sync(_check, sql, schema)
+        return
+
+    def look() -> None:
+        with engine.connect() as connection:
+            _check(connection, sql, schema)
+
+    thread = OneThread("dispytch outbox looks")
+    try:
+        await thread.run(look)
+    finally:
+        thread.end()
 
 
 @lru_cache(maxsize=256)
@@ -158,13 +202,15 @@ def _check(connection: Connection, sql: SQLStore, schema: str | None) -> None:
     if missing:
         where = f" in schema {schema!r}" if schema else ""
         raise ConfigurationError(
-            f"the outbox's tables are missing{where} in {_address(connection.engine)}: {' and '.join(missing)}; write "
-            f"outbox_tables(metadata) beside your tables, and create them (metadata.create_all, or an Alembic revision)"
+            f"the outbox's tables are missing{where} in {address_of(connection.engine)}: {' and '.join(missing)}; "
+            f"write outbox_tables(metadata) beside your tables, and create them (metadata.create_all, or an Alembic "
+            f"revision)"
         )
     sql.check_writable(OnSQLAlchemy(connection))
 
 
-def _address(engine: Engine | AsyncEngine) -> str:
+def address_of(engine: Engine | AsyncEngine) -> str:
+    """A database for logs and errors, without secrets."""
     url = engine.url
     host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
     return f"{url.get_backend_name()}://{host}/{url.database or ''}"
@@ -183,7 +229,7 @@ class AsyncStore(OutboxInSQL):
     @property
     def address(self) -> str:
         """The database for logs, without secrets."""
-        return _address(self._engine)
+        return address_of(self._engine)
 
     async def open(self) -> None:
         """As OutboxStore.open."""
@@ -267,7 +313,7 @@ class SyncStore(OutboxInSQL):
     @property
     def address(self) -> str:
         """The database for logs, without secrets."""
-        return _address(self._engine)
+        return address_of(self._engine)
 
     async def open(self) -> None:
         """As OutboxStore.open."""

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_session
 from sqlalchemy.orm import Session, SessionTransaction
 
 from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
+from dispytch_integrations._sqlalchemy_store import address_of
 from dispytch_integrations.errors import ConfigurationError
 from dispytch_integrations.outbox.record import Record
 
@@ -19,6 +20,7 @@ __all__ = ["connection_of", "is_autocommit", "store"]
 
 _NAMES = {"mariadb": "mysql"}
 _PORTS = {"postgresql": 5432, "mysql": 3306}
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def store(outbox: SQLAlchemyOutbox, connection: Connection, records: Sequence[Record]) -> None:
@@ -37,7 +39,7 @@ def store(outbox: SQLAlchemyOutbox, connection: Connection, records: Sequence[Re
         exc.hide_parameters = True
         if isinstance(exc, ProgrammingError) or (isinstance(exc, OperationalError) and "no such table" in str(exc)):
             raise ConfigurationError(
-                f"{_told(len(records))} not be stored in the outbox of {connection.engine.url.render_as_string()}: "
+                f"{_told(len(records))} not be stored in the outbox of {address_of(connection.engine)}: "
                 f"{exc.orig}; is its table there? Write outbox_tables(metadata) beside your tables and create them "
                 f"(metadata.create_all, or an Alembic revision)"
             ) from exc
@@ -69,20 +71,17 @@ def connection_of(session: Session, outbox: SQLAlchemyOutbox) -> Connection:
         best = max(used, key=lambda connection: _likeness(connection.engine, engine))
         if _likeness(best.engine, engine):
             return best
-        elsewhere = " and ".join(sorted({connection.engine.url.render_as_string() for connection in used}))
+        elsewhere = " and ".join(sorted({address_of(connection.engine) for connection in used}))
         raise ConfigurationError(
-            f"the session has worked in {elsewhere}, and the outbox is in {engine.url.render_as_string()}: neither "
-            f"would be committed with the other; make SQLAlchemyOutbox with the engine that the work goes to, or give "
+            f"the session has worked in {elsewhere}, and the outbox is in {address_of(engine)}: neither would be "
+            f"committed with the other; make SQLAlchemyOutbox with the engine that the work goes to, or give "
             f"outbox=False to send after the commit"
         )
     bind: Any = session.bind
-    likeness = _likeness(bind.engine, engine) if bind is not None else 0
-    if likeness > 1 or (likeness and isinstance(bind, Connection)):
+    if bind is not None and _likeness(bind.engine, engine):
         return session.connection(bind_arguments={"bind": bind})
     if engine.dialect.is_async == (async_session(session) is not None):
         return session.connection(bind_arguments={"bind": engine})
-    if likeness:
-        return session.connection(bind_arguments={"bind": bind})
     kind = "an asynchronous" if engine.dialect.is_async else "a synchronous"
     raise ConfigurationError(
         f"the session has worked in no database yet, and the outbox has {kind} engine, which it cannot use; make "
@@ -99,19 +98,18 @@ def _connections(root: SessionTransaction) -> Iterable[Connection]:
 
 
 def _likeness(one: Engine, other: Engine) -> int:
-    """3: the same pool; 2: the same database; 1: one of that name, by another way (a pooler, a socket); 0: another."""
+    """2: the same pool; 1: the same database, by its address; 0: another, or not known."""
     if one.pool is other.pool:
-        return 3
-    place, other_place = _place(one), _place(other)
-    if place is None or other_place is None:
-        return 0
-    if place == other_place:
         return 2
-    return 1 if place[0] == other_place[0] != "sqlite" and place[-1] == other_place[-1] else 0
+    place = _place(one)
+    return int(place is not None and place == _place(other))
 
 
-def _place(engine: Engine) -> tuple[str, str, int, str] | None:
-    """Kind, host, port and name of a database; None: it is in memory, and only its own pool reaches it."""
+def _place(engine: Engine) -> tuple[str, str, str, str] | None:
+    """Kind, host, port and name of a database; None: only its own pool is known to reach it.
+
+    An alias of a host is another host: a row in a database that nobody relays would never be sent.
+    """
     url = engine.url
     name = engine.dialect.name
     kind = _NAMES.get(name, name)
@@ -119,6 +117,14 @@ def _place(engine: Engine) -> tuple[str, str, int, str] | None:
         path = url.database or ""
         if path in ("", ":memory:") or "mode=memory" in path or path.startswith("file::memory:"):
             return None
-        return kind, "", 0, os.path.realpath(path.removeprefix("file:").partition("?")[0])
-    host = "localhost" if url.host in (None, "", "127.0.0.1", "::1") else str(url.host)
-    return kind, host, url.port or _PORTS.get(kind, 0), url.database or ""
+        return kind, "", "", os.path.realpath(path.removeprefix("file:").partition("?")[0])
+    if not url.database:  # A `creator`, or a service's name, says where it is.
+        return None
+    return kind, _host(url), str(url.query.get("port") or url.port or _PORTS.get(kind, "")), url.database
+
+
+def _host(url: URL) -> str:
+    host = url.query.get("host") or url.query.get("unix_socket") or url.host
+    if not host or (isinstance(host, str) and (host in _LOCAL or host.startswith("/"))):
+        return "localhost"
+    return str(host)

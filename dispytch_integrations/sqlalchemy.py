@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextvars import copy_context
-from functools import cache
 from typing import Any, Literal, TypeVar, cast, overload
 
 from dispytch_integrations.errors import MissingExtraError
@@ -63,6 +62,7 @@ _S = TypeVar("_S", bound=Session)
 _A = TypeVar("_A", bound=AsyncSession)
 
 _MISSING: Any = object()
+_DEPENDENCY = "_dispytch_dependency"
 
 
 def bind(factory: SessionFactory, target: AnyEmitter | SQLAlchemyOutbox, *, wait: bool = False) -> None:
@@ -123,7 +123,9 @@ def emit_on_commit(
     A session that has no transaction begins one, as with `session.add`.
 
     A failure after the commit is logged as an error, told to the hooks' `failed`, and raises nothing: the work is
-    committed. Where a session joins a transaction of its connection, the session's own commit counts.
+    committed. Where a session joins a transaction of its connection, the session's own commit counts. A commit that is
+    cut (the connection breaks within it, or its task is cancelled) sends nothing, although the database may have
+    committed: an outbox has no such gap.
 
     `session`: a Session, AsyncSession, scoped session or SQLModel's; or a Connection or AsyncConnection, after whose
     commit it is sent at once, without `wait`.
@@ -213,10 +215,10 @@ def session_dependency(factory: Any) -> Callable[[], Any]:
             f"session_dependency takes a sessionmaker or async_sessionmaker, not a {type(factory).__name__}; write "
             f"session_dependency(async_sessionmaker(engine))"
         )
-    return _dependency(cast("Any", factory))
+    # With the factory, so that it goes with it.
+    return cast("Callable[[], Any]", vars(factory).setdefault(_DEPENDENCY, _dependency(cast("Any", factory))))
 
 
-@cache
 def _dependency(factory: sessionmaker[Any] | async_sessionmaker[Any]) -> Callable[[], Any]:
     if isinstance(factory, async_sessionmaker):
 

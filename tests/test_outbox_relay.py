@@ -873,9 +873,10 @@ async def test_embedded_in_an_app(tmp_path: Path, driver: str) -> None:
             engine.dispose()
 
 
-async def test_relayed_elsewhere_no_connection_is_opened() -> None:
+async def test_relayed_elsewhere_no_connection_is_opened(tmp_path: Path) -> None:
     """Web processes by the hundred need no connection to Kafka; who emits directly there is told what to write."""
-    engine = create_engine("sqlite:///nothing-is-opened.db")
+    with temporary_database("sqlite", tmp_path) as database:
+        engine = create_engine(database.url("sqlite+pysqlite"))
     outbox = SQLAlchemyOutbox(engine, relay="external")
     async with connect("kafka://127.0.0.1:1", startup_timeout=0.5, outbox=outbox) as emitter:
         assert emitter is outbox.emitter

@@ -183,7 +183,11 @@ class _Check:
         count = self.visitor.shop_and_watch(_CHECK_SECONDS)
         held = self.visitor.shop_while_the_relay_is_stopped(_CHECK_SECONDS) if self.outbox else 0
         told = f"Checked: {count} of {count} events came back from {self.broker}"
-        return f"{told}; {held} more waited in the outbox while its relay was stopped." if held else f"{told}."
+        return (
+            f"{told}; {held} more waited in the outbox while its relay was stopped, and came after."
+            if held
+            else f"{told}."
+        )
 
 
 class _Guide(threading.Thread):

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from example_projects.fastapi_orders.dependencies import FeedDep
 from example_projects.shop_demo.live.feed import BrokerState, OutboxState
-from example_projects.shop_demo.live.outbox import RelaySwitch
+from example_projects.shop_demo.live.outbox import Switch
 from example_projects.shop_demo.live.page import Kind, Link, Shop, Step, page_of
 
 __all__ = ["SHOP", "SHOP_WITH_OUTBOX", "outbox_router", "router"]
@@ -21,12 +21,15 @@ outbox_router = APIRouter(include_in_schema=False)
 
 
 def _shop(sent_with: Step, *, outbox: bool) -> Shop:
-    placed = Kind(name="placed", topic="orders.placed", made_in=Step("Route", "POST /orders"), sent_with=sent_with)
+    placed = Kind(
+        name="placed", topic="orders.placed", made_in=Step("Route", "POST /orders"), sent_with=sent_with, relayed=outbox
+    )
     cancelled = Kind(
         name="cancelled",
         topic="orders.cancelled",
         made_in=Step("Route", "POST …/cancellation"),
         sent_with=sent_with,
+        relayed=outbox,
     )
     return Shop(kinds=[placed, cancelled], links=[Link("API", "docs")], outbox=outbox)
 
@@ -57,5 +60,5 @@ async def live(feed: FeedDep, last_event_id: Annotated[str | None, Header()] = N
 @outbox_router.post("/outbox/relay", status_code=status.HTTP_204_NO_CONTENT)
 async def switch_relay(request: Request, on: Annotated[bool, Body(embed=True)]) -> None:
     """Stop the relay, or start it again. In a shop of yours this is for whoever runs the servers."""
-    switch: RelaySwitch = request.app.state.relay
+    switch: Switch = request.app.state.relay
     await switch.turn(on)

@@ -162,6 +162,8 @@ def test_the_page_is_told_how_the_outbox_is_doing(app: FastAPI, client: TestClie
                 if outbox is not None and outbox.waiting == 1 and outbox.oldest:
                     assert item is not None
                     assert (outbox.relays, outbox.relaying, outbox.dead) == (0, False, 0)
+                    assert [(event.type, event.key) for event in outbox.first] == [("com.example.order.placed", "1")]
+                    assert outbox.heartbeat is not None
                     return
 
     assert client.portal is not None

@@ -17,7 +17,7 @@ from example_projects.fastapi_orders.transports import options_for
 from example_projects.fastapi_orders.with_outbox import routes
 from example_projects.fastapi_orders.with_outbox.database import Database
 from example_projects.shop_demo.live.follow import live_feed
-from example_projects.shop_demo.live.outbox import outbox_on_page
+from example_projects.shop_demo.live.outbox import RelaySwitch, outbox_on_page
 
 __all__ = ["create_app_with_outbox"]
 
@@ -30,8 +30,9 @@ def create_app_with_outbox(settings: Settings) -> FastAPI:
     async def page(app: FastAPI) -> AsyncGenerator[None, None]:
         url, producer = settings.broker_url or "", get_emitter(app).producer
         [relay] = database.outbox.relays
+        app.state.relay = RelaySwitch(relay)
         async with live_feed(url, TOPICS, producer, history=settings.history) as app.state.feed:
-            async with outbox_on_page(app.state.feed, database.outbox.store(), relay) as app.state.relay:
+            async with outbox_on_page(app.state.feed, database.outbox.store(), app.state.relay):
                 yield
 
     # Embedded: this process relays what it stores, woken by each commit.

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from dispytch_integrations.backend import BrokerURL
 from example_projects.shop_demo.transports import transport_of
 
-__all__ = ["Arrived", "BrokerState", "Feed", "Item", "OutboxState", "Received"]
+__all__ = ["Arrived", "BrokerState", "Feed", "Item", "OutboxState", "Received", "WaitingEvent"]
 
 _MOST_UNREAD = 1000
 
@@ -62,18 +62,28 @@ class BrokerState(BaseModel):
         return cls(transport=transport_of(url), address=str(BrokerURL.parse(url)), connected=False)
 
 
+class WaitingEvent(BaseModel):
+    """An event in the outbox."""
+
+    type: str
+    key: str | None
+
+
 class OutboxState(BaseModel):
-    """How the outbox is doing. `oldest`: seconds that the oldest event has waited; None: none waits."""
+    """How the outbox is doing."""
 
     waiting: int
     oldest: float | None
+    """Seconds that the oldest event has waited; None: none waits."""
     dead: int
-    delivered: int
-    """By this process, since its start."""
+    first: list[WaitingEvent]
+    """Those that have waited longest."""
     relays: int
     """How many live."""
-    relaying: bool
-    """Has nobody stopped this process's relay?"""
+    heartbeat: int | None
+    """Seconds since a relay was heard of; None: there was none yet."""
+    relaying: bool | None
+    """Has nobody stopped the relay? None: it cannot be stopped from the page."""
 
 
 Item = Arrived | BrokerState | OutboxState

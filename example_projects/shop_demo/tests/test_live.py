@@ -12,7 +12,7 @@ import pytest
 from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
 from dispytch_integrations.redis import RedisStreamEventRoute
-from example_projects.shop_demo.live.feed import Arrived, BrokerState, Feed, Item, OutboxState, Received
+from example_projects.shop_demo.live.feed import Arrived, BrokerState, Feed, Item, OutboxState, Received, WaitingEvent
 from example_projects.shop_demo.live.follow import following
 from example_projects.shop_demo.transports import route_for, transport_of
 
@@ -59,7 +59,15 @@ async def test_a_page_that_was_cut_off_goes_on_where_it_was(feed: Feed) -> None:
 
 async def test_a_page_opened_late_sees_how_the_outbox_is_doing(feed: Feed) -> None:
     """Its last state comes with the first look, and what has not changed is not told again."""
-    state = OutboxState(waiting=2, oldest=1.5, dead=0, delivered=7, relays=1, relaying=True)
+    state = OutboxState(
+        waiting=1,
+        oldest=1.5,
+        dead=0,
+        first=[WaitingEvent(type="order.placed", key="7")],
+        relays=1,
+        heartbeat=2,
+        relaying=True,
+    )
     feed.set_outbox(state)
     page = feed.listen()
     assert [await anext(page), await anext(page)] == [feed.state, state]

@@ -6,5 +6,5 @@
     $ python manage.py dispytch relay
 
 `emit_on_commit` and `@emits` store their events from then on; nothing changes where they are called. The setting
-DISPYTCH_OUTBOX is described in `conf`.
+DISPYTCH_OUTBOX is described in `conf.py`.
 """

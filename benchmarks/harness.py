@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
-__all__ = ["Row", "interleaved", "measured", "ratio"]
+__all__ = ["HEADER", "QUICK", "Row", "interleaved", "is_quick", "ratio", "show"]
+
+QUICK = "BENCH_QUICK"
+"""An environment variable; set: smaller counts, where a topic knows any."""
+HEADER = f"{'what':<84} {'measured':>14}  {'to reach':<9} {'':<7} note"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +30,20 @@ class Row:
     reach: str = ""
     """The figure to reach, as text: ">= 0.9"."""
     note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Is it? None: there is nothing to reach."""
+        if not self.reach:
+            return None
+        sign, figure = self.reach.split()
+        return self.measured >= float(figure) if sign == ">=" else self.measured <= float(figure)
+
+    def __str__(self) -> str:
+        digits = 0 if self.measured >= 1000 else 2
+        measured = "-" if math.isnan(self.measured) else f"{self.measured:,.{digits}f} {self.unit}"
+        reached = {None: "", True: "reached", False: "MISSED"}[self.reached]
+        return f"{self.what:<84} {measured:>14}  {self.reach:<9} {reached:<7} {self.note}".rstrip()
 
 
 async def interleaved(
@@ -45,7 +66,20 @@ def ratio(times: Mapping[str, list[float]], name: str, baseline: str) -> float:
     return statistics.median(base / own for own, base in zip(times[name], times[baseline], strict=True))
 
 
-def measured(topic: str) -> list[Row]:
-    """The rows of one topic; called in a process of its own."""
-    rows: list[Row] = asyncio.run(import_module(f"benchmarks.{topic}").run())
-    return rows
+def show(topic: str) -> None:
+    """Run one topic and print its rows as they come; called in a process of its own."""
+    asyncio.run(_show(import_module(f"benchmarks.{topic}").run()))
+
+
+async def _show(found: Any) -> None:
+    if isinstance(found, AsyncIterator):
+        async for row in found:
+            print(row, flush=True)
+    else:
+        for row in await found:
+            print(row, flush=True)
+
+
+def is_quick() -> bool:
+    """Was a quick run asked for, to try the benchmarks and not to measure?"""
+    return bool(os.environ.get(QUICK))

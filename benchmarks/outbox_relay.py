@@ -1,31 +1,49 @@
-"""A relay as a process, for the benchmark: for each line on its standard input it prints what it has done so far."""
+"""A relay as a process, for the benchmarks: it prints what it has done when it is asked on its standard input."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from dispytch_integrations import connect
+from dispytch_integrations.hooks import Hook
+from dispytch_integrations.message import Message
 from dispytch_integrations.outbox import Relay, RelayOptions
 from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox
 
+__all__ = ["Confirmed"]
 
-async def main() -> None:
-    """Relay until the standard input is closed."""
-    url, database = sys.argv[1:]
+
+class Confirmed(Hook):
+    """Notes when what was confirmed, on the monotonic clock, which all processes share."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, float] = {}
+
+    def sent(self, message: Message) -> None:
+        self.at[message.id] = time.monotonic()
+
+
+async def _main() -> None:
+    """Relay until the standard input is closed. A hook is called for each event only if latency is what is measured."""
+    url, database, given = sys.argv[1:]
+    options: dict[str, Any] = {"poll_interval": 0.05, **json.loads(given)}
     engine = create_async_engine(database)
-    brokers = connect(url)
+    confirmed = Confirmed()
+    brokers = connect(url, hooks=[confirmed] if "notify" in options else [])
     async with brokers:
-        relay = Relay(SQLAlchemyOutbox(engine).store(), brokers.brokers, RelayOptions(poll_interval=0.05, lease=10.0))
+        relay = Relay(SQLAlchemyOutbox(engine).store(), brokers.brokers, RelayOptions(**options))
         running = asyncio.create_task(relay.run())
-        while await asyncio.to_thread(sys.stdin.readline):
+        while asked := await asyncio.to_thread(sys.stdin.readline):
             counts = relay.counts
             told = {"sent": counts.sent, "statements": counts.fetches + counts.settles, "rss": _rss()}
-            print(json.dumps(told), flush=True)
+            print(json.dumps(confirmed.at if asked.strip() == "confirmed" else told), flush=True)
         relay.stop()
         await running
     await engine.dispose()
@@ -39,4 +57,4 @@ def _rss() -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(_main())

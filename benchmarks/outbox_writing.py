@@ -7,27 +7,39 @@ import json
 import secrets
 import statistics
 import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Integer, MetaData, String, insert, text
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Engine, Integer, String, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from benchmarks.harness import Row, interleaved, ratio
+from benchmarks.harness import Row, interleaved, is_quick, ratio
+from benchmarks.outbox_relay import Confirmed
+from benchmarks.outbox_rows import fill
 from dispytch_integrations import EventBase, connect
-from dispytch_integrations.hooks import Hook
 from dispytch_integrations.kafka import KafkaEventRoute
-from dispytch_integrations.message import Message
+from dispytch_integrations.outbox import RelayOptions
 from dispytch_integrations.outbox._sql import EVENTS
 from dispytch_integrations.outbox.store import OutboxStore
-from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, bind, emit_on_commit, outbox_tables
+from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, bind, emit_on_commit
 from tests.support.outboxes import Database
 
-__all__ = ["configure_django", "cost", "django_store", "latency"]
+__all__ = [
+    "PER_SECOND",
+    "commits",
+    "configure_django",
+    "cost",
+    "create_shop",
+    "django_store",
+    "latency",
+    "percentiles",
+]
 
-_PER_SECOND, _SECONDS = 200, 10
-_TRANSACTIONS, _ROUNDS = 300, 9
+PER_SECOND = 200
+_SECONDS = 2 if is_quick() else 10
+_TRANSACTIONS, _ROUNDS = (100, 3) if is_quick() else (300, 9)
 
 
 class Placed(EventBase):
@@ -51,24 +63,34 @@ class Order(Base):
     customer: Mapped[str] = mapped_column(String(100))
 
 
+def create_shop(database: Database) -> None:
+    """Make the shop's table."""
+    Base.metadata.create_all(database.engine)
+
+
 # -- from the commit to the broker ---------------------------------------------------------------------------------
 
 
-class _Confirmed(Hook):
-    def __init__(self) -> None:
-        self.at: dict[str, float] = {}
-
-    def sent(self, message: Message) -> None:
-        self.at[message.id] = time.perf_counter()
-
-
-async def latency(url: str, database: Database) -> list[Row]:
+async def latency(url: str, database: Database) -> AsyncIterator[Row]:
     """An app that relays its own events: milliseconds from the return of the commit to the broker's confirmation."""
+    await fill(database, None)
+    confirmed = Confirmed()
+    committed = await commits(url, database, confirmed=confirmed)
+    p50, p99 = percentiles(committed, confirmed.at)
+    what = f"outbox, relayed in the process that commits, {PER_SECOND}/s: commit to broker"
+    yield Row(what=f"{what}, p50", measured=p50, unit="ms", reach="<= 10")
+    yield Row(what=f"{what}, p99", measured=p99, unit="ms", reach="<= 50")
+
+
+async def commits(
+    url: str, database: Database, *, options: RelayOptions | None = None, confirmed: Confirmed | None = None
+) -> dict[str, float]:
+    """Commit a row and an event, so many times per second; return when which event was, on the monotonic clock.
+
+    `confirmed`: relay in this process, until all is noted there; None: another process relays.
+    """
     engine = create_async_engine(database.url("postgresql+asyncpg"))
-    async with engine.begin() as connection:
-        await connection.execute(text(f"truncate {EVENTS}"))
-        await connection.run_sync(Base.metadata.create_all)
-    outbox, confirmed = SQLAlchemyOutbox(engine), _Confirmed()
+    outbox = SQLAlchemyOutbox(engine, relay="external" if confirmed is None else "embedded", options=options)
     session_of = async_sessionmaker(engine)
     bind(session_of, outbox)
     committed: dict[str, float] = {}
@@ -78,37 +100,48 @@ async def latency(url: str, database: Database) -> list[Row]:
             session.add(Order(customer="someone"))
             event_id = emit_on_commit(session, Placed(order_id=number, customer="someone"))
             await session.commit()
-            committed[event_id] = time.perf_counter()
+            committed[event_id] = time.monotonic()
 
-    async with connect(url, outbox=outbox, hooks=[confirmed]):
-        await transaction(-1)
+    async with connect(url, outbox=outbox, hooks=[] if confirmed is None else [confirmed]):
+        for number in range(20):  # Connections are made, topics are found.
+            await transaction(-1 - number)
         await asyncio.sleep(1)
-        start, count = time.perf_counter(), _PER_SECOND * _SECONDS
+        start, count = time.monotonic(), PER_SECOND * _SECONDS
         tasks: list[asyncio.Task[None]] = []
         for number in range(count):
-            await asyncio.sleep(max(start + number / _PER_SECOND - time.perf_counter(), 0))
+            await asyncio.sleep(max(start + number / PER_SECOND - time.monotonic(), 0))
             tasks.append(asyncio.create_task(transaction(number)))
         await asyncio.gather(*tasks)
-        async with asyncio.timeout(10):
-            while len(confirmed.at) < count + 1:
-                await asyncio.sleep(0.05)
+        if confirmed is not None:
+            async with asyncio.timeout(10):
+                while len(confirmed.at) < len(committed):
+                    await asyncio.sleep(0.05)
     await engine.dispose()
-    waits = sorted((confirmed.at[each] - at) * 1000 for each, at in list(committed.items())[1:])
-    what = f"outbox, embedded in the process that commits, {_PER_SECOND}/s: commit to broker"
-    return [
-        Row(what=f"{what}, p50", measured=waits[len(waits) // 2], unit="ms", reach="<= 10"),
-        Row(what=f"{what}, p99", measured=waits[len(waits) * 99 // 100], unit="ms", reach="<= 50"),
-    ]
+    return committed
+
+
+def percentiles(committed: dict[str, float], confirmed: dict[str, float]) -> tuple[float, float]:
+    """The 50th and the 99th of the milliseconds between them; the first 20 are to warm up."""
+    waits = sorted((confirmed[each] - at) * 1000 for each, at in list(committed.items())[20:])
+    return waits[len(waits) // 2], waits[len(waits) * 99 // 100]
 
 
 # -- what a transaction costs --------------------------------------------------------------------------------------
 
 
-async def cost(url: str, database: Database) -> list[Row]:
+async def cost(url: str, database: Database) -> AsyncIterator[Row]:
     """A transaction with a row and an event, beside the same two inserts written by hand, and the row alone."""
-    rows = await _cost_sqlalchemy(url, database)
-    rows += await asyncio.to_thread(_cost_django)
-    return rows
+    async_engine = create_async_engine(database.url("postgresql+asyncpg"))
+    outbox = SQLAlchemyOutbox(async_engine, relay="external")
+    async with connect(url, outbox=outbox):
+        yield _cost_row("SQLAlchemy async", await _cost_async(async_engine, outbox))
+    await async_engine.dispose()
+    engine = create_engine(database.url("postgresql+psycopg"))
+    outbox = SQLAlchemyOutbox(engine, relay="external")
+    async with connect(url, outbox=outbox):
+        yield _cost_row("SQLAlchemy sync", await asyncio.to_thread(_cost_sync, engine, outbox))
+    engine.dispose()
+    yield _cost_row("Django", await asyncio.to_thread(_cost_django))
 
 
 def _by_hand(number: int) -> dict[str, Any]:
@@ -143,12 +176,15 @@ def _by_hand(number: int) -> dict[str, Any]:
     }
 
 
-async def _cost_sqlalchemy(url: str, database: Database) -> list[Row]:
-    engine = create_async_engine(database.url("postgresql+asyncpg"))
-    outbox = SQLAlchemyOutbox(engine, relay="external")
+_COLUMNS = list(_by_hand(0))
+_INSERT = f"insert into {EVENTS} ({', '.join(_COLUMNS)})"
+_BY_HAND = text(f"{_INSERT} values ({', '.join(f':{column}' for column in _COLUMNS)})")
+"""The quickest that SQLAlchemy has: neither the ORM nor its expressions have a part in it."""
+
+
+async def _cost_async(engine: AsyncEngine, outbox: SQLAlchemyOutbox) -> dict[str, list[float]]:
     session_of = async_sessionmaker(engine)
     bind(session_of, outbox)
-    events, _ = outbox_tables(MetaData())
 
     async def alone() -> None:
         for _ in range(_TRANSACTIONS):
@@ -160,7 +196,7 @@ async def _cost_sqlalchemy(url: str, database: Database) -> list[Row]:
             async with session_of.begin() as session:
                 session.add(Order(customer="someone"))
                 await session.flush()
-                await session.execute(insert(events).values(_by_hand(number)))
+                await session.execute(_BY_HAND, _by_hand(number))
 
     async def ours() -> None:
         for number in range(_TRANSACTIONS):
@@ -168,10 +204,42 @@ async def _cost_sqlalchemy(url: str, database: Database) -> list[Row]:
                 session.add(Order(customer="someone"))
                 emit_on_commit(session, Placed(order_id=number, customer="someone"))
 
-    async with connect(url, outbox=outbox):
-        times = await interleaved({"alone": alone, "by hand": by_hand, "ours": ours}, rounds=_ROUNDS)
-    await engine.dispose()
-    return [_cost_row("SQLAlchemy async", times)]
+    return await interleaved({"alone": alone, "by hand": by_hand, "ours": ours}, rounds=_ROUNDS)
+
+
+def _cost_sync(engine: Engine, outbox: SQLAlchemyOutbox) -> dict[str, list[float]]:
+    session_of = sessionmaker(engine)
+    bind(session_of, outbox)
+
+    def alone(number: int) -> None:
+        with session_of.begin() as session:
+            session.add(Order(customer="someone"))
+
+    def by_hand(number: int) -> None:
+        with session_of.begin() as session:
+            session.add(Order(customer="someone"))
+            session.flush()
+            session.execute(_BY_HAND, _by_hand(number))
+
+    def ours(number: int) -> None:
+        with session_of.begin() as session:
+            session.add(Order(customer="someone"))
+            emit_on_commit(session, Placed(order_id=number, customer="someone"))
+
+    return _in_turn({"alone": alone, "by hand": by_hand, "ours": ours})
+
+
+def _in_turn(contestants: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+    """`interleaved` without an event loop."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(_ROUNDS + 1):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            for number in range(_TRANSACTIONS):
+                run(number)
+            if round_:  # The first is to warm up.
+                times[name].append(time.perf_counter() - started)
+    return times
 
 
 def _cost_row(name: str, times: dict[str, list[float]]) -> Row:
@@ -221,46 +289,39 @@ def django_store() -> OutboxStore:
     return DjangoStore()
 
 
-def _cost_django() -> list[Row]:
+def _cost_django() -> dict[str, list[float]]:
     from django.db import connection, transaction
 
     from dispytch_integrations.django import emit_on_commit as emit_on_commit_of_django
 
-    columns = list(_by_hand(0))
-    by_hand_text = f"insert into {EVENTS} ({', '.join(columns)}) values ({', '.join(['%s'] * len(columns))})"
+    insert = f"{_INSERT} values ({', '.join(['%s'] * len(_COLUMNS))})"
 
     def store() -> None:
         with connection.cursor() as cursor:
             cursor.execute("insert into shop_order (customer) values (%s) returning id", ["someone"])
             cursor.fetchone()
 
-    def nothing(number: int) -> None:
-        pass
+    def alone(number: int) -> None:
+        with transaction.atomic():
+            store()
 
     def by_hand(number: int) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(by_hand_text, list(_by_hand(number).values()))
+        with transaction.atomic():
+            store()
+            with connection.cursor() as cursor:
+                cursor.execute(insert, list(_by_hand(number).values()))
 
     def ours(number: int) -> None:
-        emit_on_commit_of_django(Placed(order_id=number, customer="someone"))
+        with transaction.atomic():
+            store()
+            emit_on_commit_of_django(Placed(order_id=number, customer="someone"))
 
-    contestants = {"alone": nothing, "by hand": by_hand, "ours": ours}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
     before = _stored()
-    for _ in range(_ROUNDS):
-        for name, then in contestants.items():
-            started = time.perf_counter()
-            for number in range(_TRANSACTIONS):
-                with transaction.atomic():
-                    store()
-                    then(number)
-            times[name].append(time.perf_counter() - started)
-    stored = _stored() - before
+    times = _in_turn({"alone": alone, "by hand": by_hand, "ours": ours})
+    stored, expected = _stored() - before, 2 * (_ROUNDS + 1) * _TRANSACTIONS
     connection.close()
-    if stored != 2 * _ROUNDS * _TRANSACTIONS:
-        what, note = "outbox, a transaction with one event: Django", f"emit_on_commit stored {stored} events only"
-        return [Row(what=what, measured=float("nan"), unit="x", note=note)]
-    return [_cost_row("Django", times)]
+    assert stored == expected, f"{stored} events were stored instead of {expected}"
+    return times
 
 
 def _stored() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
@@ -124,7 +124,7 @@ def client_with(*permissions: str) -> Client:
 def text_of(answer: Any) -> str:
     """What a reader sees of a page."""
     assert answer.status_code == 200, answer.status_code
-    page = re.sub(r"(?s)<(script|style).*?</\1>", " ", answer.content.decode())
+    page = re.sub(r"(?s)<(script|style).*?</\1>", " ", answer.content.decode()).replace("<wbr>", "")
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
@@ -166,8 +166,7 @@ def test_the_list_says_how_each_event_is_doing() -> None:
         "alerts: orders",
         "key key-1",
         "60 s",
-        "3, next in 9 min",
-        "no queue takes it",
+        "retrying 3 attempts, next in 9 min no queue takes it",
     ):
         assert told in text
     badges = re.findall(r'class="outbox-state outbox-(\w+)"', page.content.decode())
@@ -313,7 +312,7 @@ def test_payloads_are_for_those_who_may_see_them() -> None:
         (b"plain\ntext", "plain text 10 bytes"),
         (b"\xff\x00\x01", "ff 00 01 3 bytes, no text: the first 3 in hexadecimal"),
         (b"<script>alert(1)</script>", "<script>alert(1)</script> 25 bytes"),
-        (b"x" * 70_000, "70,000 bytes, the first 65536 are shown"),
+        (b"x" * 70_000, "70,000 bytes, the first 65,536 are shown"),
     ],
 )
 def test_payloads_of_every_kind_are_shown(payload: bytes | None, told: str) -> None:
@@ -376,6 +375,36 @@ def test_what_waits_already_is_left_alone_and_that_is_said() -> None:
     assert states() == {"event-1": (0, 0), "event-2": (0, 0), "event-3": (0, 0)}
 
 
+@pytest.mark.parametrize(
+    ("row", "permissions", "offered"),
+    [
+        (stored, ALL, ["discard"]),
+        (retrying, ALL, ["requeue", "discard"]),
+        (dead, ALL, ["requeue", "discard"]),
+        (dead, ("change_outboxevent",), ["requeue"]),
+        (dead, ("view_outboxevent",), []),
+    ],
+)
+def test_an_event_is_requeued_and_discarded_on_its_page(
+    row: Callable[[int], Any], permissions: tuple[str, ...], offered: list[str]
+) -> None:
+    """Whoever has just read the error need not look for the event in the list; what makes no sense is not offered."""
+    page = client_with(*permissions).get(f"{LIST}{row(1).pk}/change/").content.decode()
+
+    assert re.findall(r'name="action" value="(\w+)"', page) == offered
+    assert "/history/" not in page  # of what nobody can edit
+    if offered:
+        assert f'class="outbox-actions" method="post" action="{LIST}"' in page
+
+
+def test_an_empty_outbox_says_so() -> None:
+    """A list without rows could as well be one that does not work."""
+    client = client_with("view_outboxevent")
+    assert "The outbox is empty: whatever was stored in it has been sent." in text_of(client.get(LIST))
+    dead(1)
+    assert "The outbox is empty" not in text_of(client.get(LIST))
+
+
 def test_sent_events_are_delivered_again_only_after_a_question() -> None:
     """Consumers get them twice: that is asked for, never by the way."""
     rows = [sent(1), dead(2)]
@@ -383,7 +412,7 @@ def test_sent_events_are_delivered_again_only_after_a_question() -> None:
     question = act(client, "requeue", *rows)
 
     assert states() == {"event-1": (2, 0), "event-2": (1, 10)}
-    assert "1 have been delivered before: whoever listens gets them a second time." in text_of(question)
+    assert "1 of them sent before: consumers get those a second time." in text_of(question)
     answer = act(client, "requeue", *rows, **confirmed(question))
     assert "2 events requeued." in text_of(answer)
     assert states() == {"event-1": (0, 0), "event-2": (0, 0)}
@@ -397,7 +426,7 @@ def test_events_are_discarded_after_a_question_that_says_what_that_means() -> No
 
     text = text_of(question)
     assert "4 events would be deleted, and cannot be brought back" in text
-    assert "2 of them still wait to be sent. What is discarded is never delivered." in text
+    assert "2 of them still to be sent. What is discarded is never delivered." in text
     for number in range(1, 5):
         assert f"event-{number}" in text
     assert len(states()) == 4
@@ -409,7 +438,7 @@ def test_events_are_discarded_after_a_question_that_says_what_that_means() -> No
 
 def test_dead_events_are_discarded_without_talk_of_waiting_ones() -> None:
     """The warning is read because it is not always there."""
-    assert "still wait" not in text_of(act(client_with(*ALL), "discard", dead(1)))
+    assert "still to be sent" not in text_of(act(client_with(*ALL), "discard", dead(1)))
 
 
 def test_all_that_a_filter_finds_can_be_discarded_and_nothing_that_came_later() -> None:

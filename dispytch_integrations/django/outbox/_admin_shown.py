@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -14,8 +15,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.functional import cached_property
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 
 from dispytch_integrations.outbox import State
 
@@ -25,7 +26,9 @@ __all__ = [
     "CappedPaginator",
     "ago",
     "badge",
+    "breakable",
     "capped",
+    "counted",
     "moment",
     "now_ms",
     "pre",
@@ -43,10 +46,15 @@ _MOST_SHOWN = 65_536
 
 
 class Capped(int):
-    """A count that stops at MOST_COUNTED; shown as "10000+" where there are more."""
+    """A count that stops at MOST_COUNTED; shown as "10,000+" where there are more."""
 
     def __str__(self) -> str:
-        return f"{MOST_COUNTED}+" if self > MOST_COUNTED else super().__str__()
+        return f"{counted(MOST_COUNTED)}+" if self > MOST_COUNTED else super().__str__()
+
+
+def counted(count: int) -> str:
+    """A count as it is read: "10,000"."""
+    return str(number_format(count, use_l10n=True, force_grouping=True))
 
 
 def capped(queryset: QuerySet[Any]) -> Capped:
@@ -103,13 +111,18 @@ def badge(name: str) -> SafeString:
     return format_html('<span class="outbox-state outbox-{}">{}</span>', name, name)
 
 
+def breakable(name: str) -> SafeString:
+    """A dotted name that may go on in the next line after a dot, a colon or a slash."""
+    return format_html_join(mark_safe("<wbr>"), "{}", ((part,) for part in re.split(r"(?<=[.:/])", name)))
+
+
 def told_state(name: str) -> str:
     """What a state means, for whoever is about to change it."""
     return {
-        "waiting": "a relay sends them as soon as it can, and may be sending one now",
-        "retrying": "they failed before, and wait for their next try",
-        "dead": "given up: nobody has been told",
-        "sent": "the broker has confirmed them; they are kept to be looked at",
+        "waiting": "sent as soon as a relay can, which may be right now",
+        "retrying": "failed before, and waiting for the next try",
+        "dead": "given up, and nobody was told",
+        "sent": "confirmed by the broker, and kept to be looked at",
     }.get(name, "written by a newer version")
 
 
@@ -136,10 +149,10 @@ def shown_payload(payload: bytes | None) -> SafeString:
     """A payload as JSON or text if it is one, else its first bytes in hexadecimal."""
     if payload is None:
         return _plain("none: a tombstone")
-    size = f"{number_format(len(payload), use_l10n=True, force_grouping=True)} bytes"
+    size = f"{counted(len(payload))} bytes"
     beginning = payload[:_MOST_SHOWN]
     if len(payload) > _MOST_SHOWN:
-        size += f", the first {_MOST_SHOWN} are shown"
+        size += f", the first {counted(_MOST_SHOWN)} are shown"
     try:
         text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False) if beginning == payload else ""
     except (ValueError, RecursionError):

@@ -19,24 +19,26 @@ another with `manage.py dispytch outbox stats --database ALIAS`, or register a M
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Max, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from dispytch_integrations.django.outbox._admin_chosen import Chosen
 from dispytch_integrations.django.outbox._admin_filters import AttemptsFilter, BrokerFilter, StateFilter, TypeFilter
 from dispytch_integrations.django.outbox._admin_shown import (
     CappedPaginator,
     ago,
     badge,
+    breakable,
     capped,
+    counted,
     moment,
     now_ms,
     pre,
@@ -70,7 +72,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     using: str | None = None
     """The database to look into; None: the one that the routers give."""
 
-    list_display = ("event", "state_shown", "goes_to", "age", "tried")
+    list_display = ("event", "doing", "goes_to", "age")
     list_filter = (StateFilter, BrokerFilter, TypeFilter, AttemptsFilter)
     list_per_page = 50
     list_max_show_all = 500
@@ -82,6 +84,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     paginator = CappedPaginator
     actions = ("requeue", "discard")
     change_list_template = "admin/dispytch_outbox/outboxevent/change_list.html"
+    change_form_template = "admin/dispytch_outbox/outboxevent/change_form.html"
     confirm_template = "admin/dispytch_outbox/outboxevent/confirm.html"
 
     fieldsets = (
@@ -170,18 +173,28 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             summary["relay_told"] = "none has ever run: start manage.py dispytch relay"
         elif not summary["relays"]:
             summary["relay_told"] = f"the last one was seen {ago(now - max(heartbeats))} ago"
+        summary["empty"] = not (summary["waiting"] or summary["dead"] or summary["sent"])
         summary["nobody"] = not summary["relays"] and summary["waiting"] > 0
         return summary
 
     @admin.display(description="Event", ordering="pk")
     def event(self, row: _Event) -> SafeString:
         """Type and id."""
-        return format_html('{}<span class="outbox-id">{}</span>', row.type, row.event_id)
+        return format_html('{}<span class="outbox-id">{}</span>', breakable(row.type), row.event_id)
 
     @admin.display(description="State")
-    def state_shown(self, row: _Event) -> SafeString:
-        """In colour."""
-        return badge(state_name(row.state, row.attempts))
+    def doing(self, row: _Event) -> SafeString:
+        """State, attempts, when it is tried again, and the last error: shortened, in full on its page."""
+        attempts = [f"{row.attempts} {'attempt' if row.attempts == 1 else 'attempts'}"] if row.attempts else []
+        told = _next_try(row)
+        return format_html(
+            '{} <span class="outbox-attempts">{}</span>{}',
+            badge(state_name(row.state, row.attempts)),
+            ", ".join([*attempts, *([f"next {told}"] if told else [])]),
+            format_html('<span class="outbox-error">{}</span>', _short(row.last_error, _ERROR_LENGTH))
+            if row.last_error
+            else "",
+        )
 
     @admin.display(description="Destination, key")
     def goes_to(self, row: _Event) -> SafeString:
@@ -190,25 +203,13 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         key = "no key" if row.ordering_key is None else f"key {_short(row.ordering_key)}"
         return format_html(
             '<span class="outbox-code">{}{}</span><span class="outbox-id">{}</span>',
-            *(broker, _short(row.destination), key),
+            *(broker, breakable(_short(row.destination)), key),
         )
 
     @admin.display(description="Age", ordering="pk")
     def age(self, row: _Event) -> SafeString:
         """Since it was stored; the time itself on hovering."""
         return format_html('<span title="{}">{}</span>', moment(row.created_ms), ago(now_ms() - row.created_ms))
-
-    @admin.display(description="Attempts")
-    def tried(self, row: _Event) -> SafeString:
-        """How often it has failed, when it is tried again, and the last error: shortened, in full on its page."""
-        told = _next_try(row)
-        attempts = f"{row.attempts}, next {told}" if told else str(row.attempts)
-        if not row.last_error:
-            return format_html("{}", attempts)
-        return format_html(
-            '{}<span class="outbox-error" title="{}">{}</span>',
-            *(attempts, row.last_error, _short(row.last_error, _ERROR_LENGTH)),
-        )
 
     # -- one event -----------------------------------------------------------------------------------------------
 
@@ -225,6 +226,22 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             (name, {**options, "fields": tuple(_HIDDEN.get(field, field) for field in options["fields"])})
             for name, options in fieldsets
         ]
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """One event, with the two things that can be done to it: both are the list's actions."""
+        actions = {
+            "may_requeue": self.has_requeue_permission(request),
+            "may_discard": self.has_discard_permission(request),
+            "action_checkbox_name": ACTION_CHECKBOX_NAME,
+        }
+        return super().change_view(request, object_id, form_url, {**actions, **(extra_context or {})})
+
+    @admin.display(description="State")
+    def state_shown(self, row: _Event) -> SafeString:
+        """In colour."""
+        return badge(state_name(row.state, row.attempts))
 
     @admin.display(description="Stored")
     def stored_at(self, row: _Event) -> str:
@@ -275,15 +292,15 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
         Asks first when some were sent: they would be delivered a second time.
         """
-        chosen = _Chosen(request, queryset)
+        chosen = Chosen(request, queryset)
         if chosen.counts["sent"] and not chosen.confirmed:
             return self._ask(
                 request,
                 chosen,
                 action="requeue",
                 title="Requeue events",
-                question=f"{chosen.total} {_events(chosen.total)} selected:",
-                warning=f"{chosen.counts['sent']} have been delivered before: whoever listens gets them a second time.",
+                question=f"{_events(chosen.total)} selected:",
+                warning=f"{counted(chosen.counts['sent'])} of them sent before: consumers get those a second time.",
                 button="Yes, requeue",
             )
         again = chosen.rows.filter(state__in=(State.DEAD, State.SENT))
@@ -291,20 +308,20 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         fresh = {"state": State.WAITING, "state_ms": 0, "attempts": 0, "next_try_ms": 0}
         sooner, count = retried.update(**fresh), again.update(**fresh)
         if count:
-            self.message_user(request, f"{count} {_events(count)} requeued.", messages.SUCCESS)
+            self.message_user(request, f"{_events(count)} requeued.", messages.SUCCESS)
         if sooner:
-            told = f"{sooner} {_events(sooner)} that had failed will be tried at once."
+            told = f"{_events(sooner)} that had failed will be tried at once."
             self.message_user(request, told, messages.SUCCESS)
         if chosen.counts["waiting"]:
             left = chosen.counts["waiting"]
-            told = f"{left} {_events(left)} left alone: waiting already, and not failed."
+            told = f"{_events(left)} left alone: waiting already, and not failed."
             self.message_user(request, told, messages.WARNING)
         return None
 
     @admin.action(description="Discard: delete, unsent", permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: _Events) -> HttpResponse | None:
         """Delete events after a question that says what that means."""
-        chosen = _Chosen(request, queryset)
+        chosen = Chosen(request, queryset)
         if not chosen.confirmed:
             waiting = chosen.counts["waiting"] + chosen.counts["retrying"]
             return self._ask(
@@ -312,18 +329,18 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 chosen,
                 action="discard",
                 title="Discard events",
-                question=f"{chosen.total} {_events(chosen.total)} would be deleted, and cannot be brought back:",
-                warning=f"{waiting} of them still wait to be sent. What is discarded is never delivered."
+                question=f"{_events(chosen.total)} would be deleted, and cannot be brought back:",
+                warning=f"{counted(waiting)} of them still to be sent. What is discarded is never delivered."
                 if waiting
                 else "",
                 button="Yes, discard",
             )
         count, _ = chosen.rows.delete()
         logger.warning("user %s discarded %d events of the outbox in the admin", _user_of(request).pk, count)
-        self.message_user(request, f"{count} {_events(count)} discarded.", messages.SUCCESS)
+        self.message_user(request, f"{_events(count)} discarded.", messages.SUCCESS)
         return None
 
-    def _ask(self, request: HttpRequest, chosen: _Chosen, *, action: str, **told: str) -> HttpResponse:
+    def _ask(self, request: HttpRequest, chosen: Chosen, *, action: str, **told: str) -> HttpResponse:
         now = now_ms()
         context: dict[str, Any] = {
             **self.admin_site.each_context(request),
@@ -333,8 +350,8 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "action": action,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
             "lines": [
-                {"state": state, "count": count, "told": told_state(state)}
-                for state, count in sorted(chosen.counts.items())
+                {"state": state, "count": counted(count), "told": told_state(state)}
+                for state, count in chosen.counts.items()
                 if count
             ],
             "rows": [
@@ -348,35 +365,12 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 }
                 for row in chosen.rows.order_by("pk")[:_MOST_LISTED]
             ],
-            "more": max(chosen.total - _MOST_LISTED, 0),
+            "more": counted(max(chosen.total - _MOST_LISTED, 0)),
             "chosen": request.POST.getlist(ACTION_CHECKBOX_NAME),
             "select_across": request.POST.get("select_across", "0"),
             "last": chosen.last,
         }
         return TemplateResponse(request, self.confirm_template, context)
-
-
-class _Chosen:
-    """The rows that an action is for; once it was asked about them, none that came after the question."""
-
-    def __init__(self, request: HttpRequest, queryset: _Events) -> None:
-        self.confirmed = request.POST.get("confirmed") == "yes"
-        last = request.POST.get("last", "")
-        if self.confirmed and last.isdecimal():
-            self.last = int(last)
-        else:
-            self.last = queryset.aggregate(last=Max("pk"))["last"] or 0
-        self.rows = queryset.order_by().filter(pk__lte=self.last)
-        self.counts: Counter[str] = Counter()
-        retried = Count("pk", filter=Q(attempts__gt=0))
-        for state, rows, failed in (
-            self.rows.values("state").annotate(n=Count("pk"), r=retried).values_list("state", "n", "r")
-        ):
-            if state == State.WAITING:
-                self.counts.update(waiting=rows - failed, retrying=failed)
-            else:
-                self.counts[state_name(state, 0)] = rows
-        self.total = self.counts.total()
 
 
 _HIDDEN = {"shown_payload": "hidden_payload"}
@@ -399,4 +393,4 @@ def _short(text: str, length: int = 80) -> str:
 
 
 def _events(count: int) -> str:
-    return "event" if count == 1 else "events"
+    return "1 event" if count == 1 else f"{counted(count)} events"

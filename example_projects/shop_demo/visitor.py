@@ -61,9 +61,12 @@ class Visitor:
     def shop_while_the_relay_is_stopped(self, timeout: float) -> int:
         """Shop with the relay of the outbox stopped, and start it again; return how many events waited meanwhile.
 
-        Raises VisitorError when one of them came too early, or not within `timeout` seconds.
+        Where the page has no switch for it: 0. Raises VisitorError when one of them came too early, or not within
+        `timeout` seconds.
         """
         with self._watching(timeout) as page:
+            if not page.read_whether_the_relay_can_be_stopped():
+                return 0
             self._post("/outbox/relay", {"on": False})
             expected = self.shop(pause=0)
             stored = {(topic, number) for topic, number in expected if topic not in self._follow_ups}
@@ -116,6 +119,7 @@ class _Page:
         self._response = connection.getresponse()
         self._deadline = time.monotonic() + timeout
         self._waiting = -1
+        self._stoppable = False
         # Up to its first message: what is placed from now on is seen.
         self._read()
 
@@ -123,6 +127,12 @@ class _Page:
         """Raises TimeoutError; VisitorError where the stream ends."""
         while expected - self.arrived:
             self._read()
+
+    def read_whether_the_relay_can_be_stopped(self) -> bool:
+        """Raises TimeoutError; VisitorError where the stream ends."""
+        while self._waiting < 0:
+            self._read()
+        return self._stoppable
 
     def read_until_outbox_holds(self, count: int) -> None:
         """Raises TimeoutError; VisitorError where the stream ends."""
@@ -143,7 +153,7 @@ class _Page:
             elif not name and data:
                 message = json.loads(data)
                 if kind == "outbox":
-                    self._waiting = message["waiting"]
+                    self._waiting, self._stoppable = message["waiting"], message["relaying"] is not None
                 elif kind == "message":
                     self.arrived.add((message["topic"], message["body"].get("order_id")))
                 return

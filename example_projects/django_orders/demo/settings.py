@@ -12,6 +12,10 @@ _FOLDER = Path(os.environ["DEMO_FOLDER"])
 
 DATABASES = {"default": database_of(f"sqlite:///{_FOLDER / 'db.sqlite3'}")}  # pyright: ignore[reportConstantRedefinition]
 
+if OUTBOX and not DISPYTCH_OUTBOX["EMBEDDED"]:  # noqa: F405
+    # The page starts and stops the relay.
+    DEMO_RELAY_LOG = _FOLDER / "relay.log"
+
 # The terminal is for what goes wrong; that somebody asked for what is not there is no such thing.
 LOGGING = {"version": 1, "disable_existing_loggers": False, "loggers": {"django.request": {"level": "ERROR"}}}
 

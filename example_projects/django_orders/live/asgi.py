@@ -10,9 +10,11 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 
 from dispytch_integrations.django import get_emitter
+from example_projects.django_orders.live.outbox import outbox_of_shop
 from example_projects.django_orders.live.shop import TOPICS
 from example_projects.shop_demo.live.feed import Feed
 from example_projects.shop_demo.live.follow import live_feed
+from example_projects.shop_demo.transports import transport_of
 
 __all__ = ["LivePage"]
 
@@ -47,7 +49,9 @@ class LivePage:
             async def to_server(message: _Message) -> None:
                 if message["type"] == "lifespan.startup.complete":
                     try:
-                        scope["state"]["feed"] = await stack.enter_async_context(_feed())
+                        feed = scope["state"]["feed"] = await stack.enter_async_context(_feed())
+                        if settings.OUTBOX:
+                            scope["state"]["relay"] = await stack.enter_async_context(outbox_of_shop(feed))
                     except Exception as exc:
                         message = {
                             "type": "lifespan.startup.failed",
@@ -60,7 +64,10 @@ class LivePage:
 
 @asynccontextmanager
 async def _feed() -> AsyncGenerator[Feed, None]:
-    # Sync, since it may have to connect; here the lifespan has done so.
-    producers = await sync_to_async(lambda: get_emitter().producers)()
-    async with live_feed(settings.DISPYTCH["default"]["URL"], TOPICS, producers["default"]) as feed:
+    url = settings.DISPYTCH["default"]["URL"]
+    producer = None
+    if transport_of(url) == "memory":
+        # Sync, since it may have to connect; here the lifespan has done so.
+        producer = (await sync_to_async(lambda: get_emitter().producers)())["default"]
+    async with live_feed(url, TOPICS, producer) as feed:
         yield feed

@@ -21,6 +21,7 @@ SHOP = Shop(
             topic="orders.placed",
             made_in=Step("Service", "place()"),
             sent_with=_after_commit("Commit", "emit_on_commit()"),
+            relayed=settings.OUTBOX,
         ),
         Kind(
             name="packed",
@@ -33,6 +34,7 @@ SHOP = Shop(
             topic="orders.cancelled",
             made_in=Step("Model", "Cancellation"),
             sent_with=_after_commit("Signal", "@emits(post_save)"),
+            relayed=settings.OUTBOX,
         ),
     ],
     links=[

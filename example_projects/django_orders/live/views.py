@@ -13,7 +13,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from example_projects.django_orders.live.shop import SHOP
 from example_projects.shop_demo.live.feed import Feed
-from example_projects.shop_demo.live.outbox import RelaySwitch
+from example_projects.shop_demo.live.outbox import Switch
 from example_projects.shop_demo.live.page import page_of, server_sent
 
 __all__ = ["page", "relay", "stream"]
@@ -43,9 +43,11 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
 @csrf_exempt  # Nobody is logged in here; in a shop of yours this is for whoever runs the servers.
 async def relay(request: HttpRequest) -> HttpResponse:
     """`POST {"on": false}` stops the outbox's relay, true starts it again."""
-    switch: RelaySwitch | None = _state(request).get("relay")
+    switch: Switch | None = _state(request).get("relay")
     if request.method != "POST" or switch is None:
-        return JsonResponse({"detail": "No relay runs in this server."}, status=404)
+        return JsonResponse(
+            {"detail": "No relay goes with this server: start and stop manage.py dispytch relay."}, status=404
+        )
     await switch.turn(json.loads(request.body)["on"])
     return HttpResponse(status=204)
 

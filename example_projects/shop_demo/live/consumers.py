@@ -26,7 +26,7 @@ Consumer = Callable[[], AbstractAsyncContextManager[AsyncIterator[Received]]]
 """Opens a connection of its own; entered again when that one broke."""
 
 
-def consumer_for(url: str, topics: tuple[str, ...], producer: Producer) -> Consumer:
+def consumer_for(url: str, topics: tuple[str, ...], producer: Producer | None) -> Consumer:
     """The consumer for the broker of this URL. `producer`: the emitter's, which is all there is to hear on memory."""
     match transport_of(url):
         case "kafka":

@@ -23,11 +23,11 @@ _RETRY_SECONDS = 1.0
 
 @asynccontextmanager
 async def live_feed(
-    url: str, topics: tuple[str, ...], producer: Producer, *, history: int = 100
+    url: str, topics: tuple[str, ...], producer: Producer | None, *, history: int = 100
 ) -> AsyncGenerator[Feed, None]:
     """The feed of what arrives on these topics of the broker at `url`; for the lifespan of an app.
 
-    `producer`: the emitter's, for memory. `history`: how many events a page sees that is opened later.
+    `producer`: the emitter's; only memory needs it. `history`: how many events a page sees that is opened later.
     """
     feed = Feed(BrokerState.of(url), history)
     async with following(feed, consumer_for(url, topics, producer)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 from dispytch_integrations.outbox import OutboxStore, Relay, Selection, State
@@ -39,19 +39,20 @@ class Switch(Protocol):
 async def outbox_on_page(feed: Feed, store: OutboxStore, switch: Switch | None) -> AsyncGenerator[None, None]:
     """Tell the pages how the outbox is doing, as long as the block runs; for the lifespan of an app.
 
-    `store`: one that nobody else uses; it is opened and closed. `switch`: of the relay, closed at the end; None: the
-    relay is somebody else's, and the page has no button for it.
+    `store`: one that nobody else uses; it is opened and closed. `switch`: of the relay, closed at the end; None: that
+    is somebody else's, and the page has no button for it.
     """
-    await store.open()
-    watching = asyncio.create_task(_watch(feed, store, switch), name="live page's outbox")
-    try:
-        yield
-    finally:
-        watching.cancel()
-        await asyncio.wait({watching})
+    async with AsyncExitStack() as stack:
         if switch is not None:
-            await switch.close()
-        await store.close()
+            stack.push_async_callback(switch.close)
+        stack.push_async_callback(store.close)
+        await store.open()
+        watching = asyncio.create_task(_watch(feed, store, switch), name="live page's outbox")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
 
 
 class RelaySwitch:

@@ -224,6 +224,7 @@ class Relay:
     async def _run(self, *, until_empty: bool) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         self._woken = asyncio.Event()
+        self._outages.clear()
         try:
             await self._open(until_empty)
         except BaseException:
@@ -657,8 +658,7 @@ class Relay:
 
     async def _end(self) -> None:
         """Wait for what is under way, settle it, give the leases back."""
-        waits = set(self._outages.values())
-        self._outages.clear()
+        waits = set(self._outages.values())  # They stay known: who looks at a relay that has ended sees what was down.
         for task in waits:
             task.cancel()
         self._forget(lambda record: True)

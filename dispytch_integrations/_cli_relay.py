@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -67,11 +67,11 @@ def make_runner(given: Mapping[str, Any]) -> Runner:
     return Runner(brokers, {"default": outbox.store}, options, on_end=partial(_dispose, outbox.engine))
 
 
-def stores_of(given: Mapping[str, Any]) -> dict[str, Callable[[], OutboxStore]]:
-    """What the operations work on."""
+def stores_of(given: Mapping[str, Any]) -> tuple[dict[str, Callable[[], OutboxStore]], Callable[[], Awaitable[None]]]:
+    """What the operations work on, and what closes it."""
     _refuse_both(given)
     outbox = _app(given["app"])[1] if given.get("app") else _outbox(given, RelayOptions())
-    return {"default": outbox.store}
+    return {"default": outbox.store}, partial(_dispose, outbox.engine)
 
 
 def _refuse_both(given: Mapping[str, Any]) -> None:

@@ -148,7 +148,8 @@ def _operate(command: str) -> Callable[..., int]:
         from dispytch_integrations._cli_screen import TerminalScreen
         from dispytch_integrations.outbox.operations import operate
 
-        return operate(command, stores_of(given), given, TerminalScreen(as_json=given["json"]))
+        stores, close = stores_of(given)
+        return operate(command, stores, given, TerminalScreen(as_json=given["json"]), on_end=close)
 
     return run
 

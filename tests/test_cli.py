@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -13,14 +14,15 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Field
 
-from dispytch_integrations import EventBase, connect
+from dispytch_integrations import EventBase, cli, connect
 from dispytch_integrations import _cli_relay as from_options
 from dispytch_integrations._cli_options import duration
 from dispytch_integrations.errors import ConfigurationError
@@ -82,21 +84,40 @@ def ordered(place: str, count: int, keys: int = 100) -> list[EventBase]:
     return [Ordered(place=place, key=f"k{number % keys}", number=number) for number in range(count)]
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "DISPYTCH_URL")}
-    return subprocess.run(
-        [*CLI, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**clean, "PYTHONPATH": str(ROOT), **environment},
-    )
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def objects(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+def run(*arguments: str, **environment: str) -> Done:
+    """A command that ends by itself, run in this process: starting one takes a second."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in ("DATABASE_URL", "DISPYTCH_URL"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["dispytch-integrations", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def run_process(*arguments: str) -> Done:
+    """The same in a process of its own."""
+    done = subprocess.run(
+        [*CLI, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def objects(done: Done) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -172,8 +193,12 @@ def test_the_help_of_relay_documents_its_exit_codes() -> None:
         (["relay", "--database-url", "sqlite:///x", "--broker-url", "kafka://h", "--lease", "2"], "write lease="),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_what_to_write_and_exits_with_2(arguments: list[str], told: str) -> None:
+def test_a_mistake_is_told_with_what_to_write_and_exits_with_2(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A relay that is set up wrongly must not restart for ever without a word that helps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
     done = run(*arguments)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
@@ -266,45 +291,43 @@ def failing(): raise KeyError("the app's own")
 
 
 @pytest.fixture
-def app(tmp_path: Path, redis_url: str, database: Database) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs commands in the directory of an app whose payloads are stored backwards."""
+def app(tmp_path: Path, redis_url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The working directory is that of an app whose payloads are stored backwards."""
     made = (
         f"create_async_engine({database.url('postgresql+asyncpg').render_as_string(hide_password=False)!r})"
         if database.kind == "postgresql"
         else f"create_engine({url_of(database)!r})"
     )
     (tmp_path / "shopapp.py").write_text(APP.replace("ENGINE", made).replace("BROKER", repr(redis_url)))
-
-    def in_app(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*CLI, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    return in_app
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    yield
+    sys.modules.pop("shopapp", None)
 
 
+@pytest.mark.usefixtures("app")
 @pytest.mark.parametrize("name", ["brokers", "make"])
 def test_an_app_brings_its_brokers_its_outbox_and_its_codec(
-    app: Callable[..., subprocess.CompletedProcess[str]], stream: RedisArrivals, database: Database, name: str
+    stream: RedisArrivals, database: Database, name: str
 ) -> None:
     """What is set up once, in code, is not repeated on a command line, where a codec could not stand anyway."""
     store(database, stream.url, [stream.placed(7)])
     database.run("update dispytch_outbox_event set payload = :payload", payload=b'{"number":7}'[::-1])
-    done = app("relay", "--once", "--app", f"shopapp:{name}")
+    done = run("relay", "--once", "--app", f"shopapp:{name}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stream.numbers(1) == [7]
-    assert json.loads(app("outbox", "stats", "--json", "--app", "shopapp:brokers").stdout)["waiting"] == 0
+    assert json.loads(run("outbox", "stats", "--json", "--app", "shopapp:brokers").stdout)["waiting"] == 0
 
 
-def test_what_is_no_app_is_told(app: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+@pytest.mark.usefixtures("app")
+def test_what_is_no_app_is_told() -> None:
     """The app's own trouble is shown in full, what we do not understand in a sentence."""
     for name, told in (
         ("without", "has no outbox; write connect(url, outbox=SQLAlchemyOutbox(engine, relay='external'))"),
         ("coroutine", "is a coroutine function; name a plain one"),
         ("failing", "KeyError"),
     ):
-        done = app("relay", "--app", f"shopapp:{name}")
+        done = run("relay", "--app", f"shopapp:{name}")
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
         assert ("Traceback" in done.stderr) == (name == "failing")
 
@@ -381,22 +404,23 @@ def test_sigterm_in_a_backlog_loses_nothing_and_gives_the_leases_back(
     postgresql: Database, stream: RedisArrivals, relaying: Callable[..., Command]
 ) -> None:
     """A deployment replaces the relay under load: the next one goes on at once, in order, and nothing is missing."""
-    store(postgresql, stream.url, ordered(stream.place, 30_000))
+    store(postgresql, stream.url, ordered(stream.place, 10_000))
     first = relaying(url_of(postgresql), stream.url, "--batch-size", "200")
     eventually(lambda: stream.client.xlen(stream.place) > 1000, first.explain)
     first.terminate()
     assert first.exit_code() == 0
     assert shards_held(postgresql) == 0
     left = postgresql.count()
-    assert 0 < left < 30_000
+    assert 0 < left < 10_000
     second = run("relay", "--once", "--json", "--database-url", url_of(postgresql), "--broker-url", stream.url)
     assert (second.returncode, objects(second)[-1]["sent"]) == (0, left)
-    bodies: Any = [json.loads(fields[b"data"]) for _, fields in stream.client.xrange(stream.place)]
+    entries: Any = stream.client.xrange(stream.place)
+    bodies = [json.loads(fields[b"data"]) for _, fields in entries]
     by_key: dict[str, list[int]] = defaultdict(list)
     for body in bodies:
         by_key[body["key"]].append(body["number"])
-    assert len(bodies) == 30_000
-    assert by_key == {f"k{key}": list(range(key, 30_000, 100)) for key in range(100)}
+    assert len(bodies) == 10_000
+    assert by_key == {f"k{key}": list(range(key, 10_000, 100)) for key in range(100)}
 
 
 def test_a_second_signal_ends_it_at_once(
@@ -426,7 +450,8 @@ def test_workers_share_the_shards_and_are_started_again(
 ) -> None:
     """More than one core's work from one command, and a crash of one of them mends itself."""
     alive = tmp_path / "alive"
-    relay = relaying(url_of(postgresql), stream.url, "--workers", "2", "--lease", "6", "--liveness-file", str(alive))
+    workers = ("--workers", "2", "--lease", "4", "--liveness-file", str(alive))
+    relay = relaying(url_of(postgresql), f"{stream.url}?timeout=1", *workers)
 
     def shares() -> list[int]:
         rows = postgresql.all("select count(*) from dispytch_outbox_shard where owner is not null group by owner")
@@ -466,13 +491,13 @@ def test_workers_end_when_their_parent_is_killed(
 
 
 def test_the_liveness_file_is_touched_while_it_lives(
-    database: Database, stream: RedisArrivals, relaying: Callable[..., Command], tmp_path: Path
+    postgresql: Database, stream: RedisArrivals, relaying: Callable[..., Command], tmp_path: Path
 ) -> None:
     """A probe of Kubernetes looks at the file's age; one that a killed relay has left must not deceive it."""
     alive = tmp_path / "alive"
     alive.touch()
     os.utime(alive, (0, 0))
-    relay = relaying(url_of(database), f"{stream.url}?timeout=0.5", "--lease", "2", "--liveness-file", str(alive))
+    relay = relaying(url_of(postgresql), f"{stream.url}?timeout=0.5", "--lease", "2", "--liveness-file", str(alive))
     eventually(lambda: alive.exists() and alive.stat().st_mtime > 0, relay.explain)
     before = alive.stat().st_mtime_ns
     eventually(lambda: alive.stat().st_mtime_ns > before, relay.explain)
@@ -490,34 +515,37 @@ def test_a_liveness_file_that_cannot_be_written_is_told(database: Database, stre
 
 
 def test_a_broker_that_is_down_is_waited_for(
-    database: Database, own_redis: Callable[..., Redis], unique: str, relaying: Callable[..., Command]
+    postgresql: Database, own_redis: Callable[..., Redis], unique: str, relaying: Callable[..., Command]
 ) -> None:
     """Whatever starts first in a cluster: the relay says what it waits for, and goes on when it is there, and when it
     goes away in between."""
     broker = own_redis()
     url = f"{broker.url}?timeout=1"
     broker.stop()
-    store(database, url, ordered(unique, 5))
-    relay = relaying(url_of(database), url)
+    store(postgresql, url, ordered(unique, 5))
+    relay = relaying(url_of(postgresql), url)
     relay.wait_for("is down, its events wait in the outbox")
     eventually(lambda: relay.lines[-1].get("outages") == ["default"], relay.explain)
     broker.start()
-    eventually(lambda: database.count() == 0, relay.explain)
+    eventually(lambda: postgresql.count() == 0, relay.explain)
     broker.stop()
-    store(database, url, ordered(unique, 5))
+    store(postgresql, url, ordered(unique, 5))
     eventually(lambda: relay.lines[-1].get("outages") == ["default"], relay.explain)
     broker.start()
-    eventually(lambda: database.count() == 0, relay.explain)
+    eventually(lambda: postgresql.count() == 0, relay.explain)
     relay.terminate()
     assert relay.exit_code() == 0
 
 
-def test_a_broker_that_refuses_the_user_ends_it(database: Database, own_kafka: Callable[[], Any]) -> None:
-    """Trying a wrong setting for ever would look like an outage."""
-    broker = own_kafka()
-    done = run("relay", "--database-url", url_of(database), "--broker-url", f"{broker.url}?enable_idempotence=true")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "broker 'default'" in done.stderr
+def test_a_broker_that_refuses_the_user_ends_it(postgresql: Database, own_redis: Callable[..., Redis]) -> None:
+    """Trying a wrong password for ever would look like an outage."""
+    broker = own_redis(password="right")
+    refused = ("--database-url", url_of(postgresql), "--broker-url", f"redis://:{SECRET}@127.0.0.1:{broker.port}/0")
+    for how in ((), ("--workers", "2"), ("--once",)):
+        done = run_process("relay", *refused, *how)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "broker 'default': " in done.stderr
+        assert SECRET not in done.stdout + done.stderr
 
 
 @contextmanager
@@ -570,8 +598,10 @@ def test_progress_is_structured_where_nobody_looks(
     store(database, stream.url, [stream.placed(number) for number in range(10)])
     eventually(lambda: relay.lines and relay.lines[-1].get("sent") == 10, relay.explain)
     line = next(line for line in relay.lines if line["event"] == "progress")
-    assert {"time", "level", "sent", "rate", "failed", "died", "waiting", "retrying", "dead", "oldest_seconds", "shards",
-            "outages", "away", "workers"} <= set(line)  # fmt: skip
+    assert set(line) == {
+        "time", "level", "event", "sent", "rate", "failed", "died", "waiting", "retrying", "dead", "oldest_seconds",
+        "shards", "all_shards", "outages", "away", "workers", "seconds",
+    }  # fmt: skip
     log = next(line for line in relay.lines if line["event"] == "log")
     assert {"time", "level", "logger", "message"} <= set(log)
     relay.terminate()
@@ -657,7 +687,7 @@ def test_a_terminal_is_asked_before_anything_is_changed(postgresql: Database) ->
 
 
 @pytest.fixture
-def outbox(database: Database) -> Callable[..., subprocess.CompletedProcess[str]]:
+def outbox(database: Database) -> Callable[..., Done]:
     """Runs `outbox` on rows 1 to 6: two wait, three are dead (keys a, a, b; one of them for long), one is kept."""
     for number, key in enumerate(("a", "b", "a", "a", "b", "a"), start=1):
         database.insert([record(number, key, id=f"event-{number}", destination="orders" if key == "a" else "bills")])
@@ -667,13 +697,13 @@ def outbox(database: Database) -> Callable[..., subprocess.CompletedProcess[str]
     database.run("update dispytch_outbox_event set state = 2, state_ms = 1 where event_id = 'event-6'")
     database.run("update dispytch_outbox_event set state_ms = 1, attempts = 10 where event_id = 'event-5'")
 
-    def operate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def operate(*arguments: str) -> Done:
         return run("outbox", *arguments, "--database-url", url_of(database))
 
     return operate
 
 
-Outbox = Callable[..., subprocess.CompletedProcess[str]]
+Outbox = Callable[..., Done]
 
 
 def states(database: Database) -> dict[str, int]:

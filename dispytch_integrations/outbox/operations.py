@@ -60,15 +60,24 @@ class Screen(Protocol):
         ...
 
 
-def operate(command: str, stores: Stores, given: Mapping[str, Any], screen: Screen) -> int:
+def operate(
+    command: str,
+    stores: Stores,
+    given: Mapping[str, Any],
+    screen: Screen,
+    *,
+    on_end: Callable[[], Awaitable[None]] | None = None,
+) -> int:
     """Run `stats`, `list`, `requeue`, `discard` or `prune` with the options of `_cli_options`; return the exit code.
+
+    `on_end`: awaited at the end, to close what is the caller's.
 
     0: done, or shown; 1: the answer was no. Raises ConfigurationError for options that do not fit and tables that are
     missing, DatabaseAwayError when a database does not answer.
     """
     operation = _Operation(command, given, screen)
     operation.check(stores)
-    return asyncio.run(operation.run(stores))
+    return asyncio.run(operation.run(stores, on_end))
 
 
 class _Operation:
@@ -98,8 +107,10 @@ class _Operation:
             if not self.selection.states:
                 self.selection = replace(self.selection, states=(State.DEAD,))
 
-    async def run(self, stores: Stores) -> int:
+    async def run(self, stores: Stores, on_end: Callable[[], Awaitable[None]] | None) -> int:
         async with AsyncExitStack() as stack:
+            if on_end is not None:
+                stack.push_async_callback(on_end)
             opened: dict[str, OutboxStore] = {}
             for name, make in stores.items():
                 store = opened[name] = make()

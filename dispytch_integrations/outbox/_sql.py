@@ -6,7 +6,9 @@ same, and written out elsewhere.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 from dispytch_integrations.errors import ConfigurationError
@@ -52,6 +54,9 @@ _STARTING = ("state", "state_ms", "attempts", "next_try_ms")
 _READ = ", ".join((*INSERTED, "id", "attempts", "next_try_ms"))
 _CHUNK = 500
 """Rows of one INSERT, ids of one list that is written out."""
+_SLOW, _LOOK_AGAIN = 0.1, 60.0
+"""Seconds that reading a batch takes when the database does not know how many rows there are; and until it is told so
+again."""
 
 _NOW: Mapping[str, str] = {
     "postgresql": "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)",
@@ -145,6 +150,7 @@ class SQLStore:
         self._events = events
         self._shards = shards
         self._now = _NOW[self._vendor]
+        self._next_look = 0.0
 
     def check_writable(self, on: Connection) -> None:
         """Raise ConfigurationError on a replica: leases are kept on the primary."""
@@ -164,7 +170,8 @@ class SQLStore:
     def fetch(self, on: Connection, query: Query) -> Fetched:
         """As OutboxStore.fetch."""
         parameters: dict[str, Any] = {"format": query.format, "limit": query.limit}
-        where = ["state = 0", "format <= :format", self._brokers(query.brokers, parameters)]
+        # With `state = 0` the primary key's index has the same order, and leads through all that is kept.
+        where = ["state <= 0", "format <= :format", self._brokers(query.brokers, parameters)]
         # Without a key nothing waits behind it, so it need not be read to know that.
         where.append(f"(ordering_key is not null or next_try_ms <= {self._now})")
         if len(query.shards) < SHARDS:
@@ -173,14 +180,25 @@ class SQLStore:
             where.append(self._not_in("id", query.not_ids, parameters, "not_ids"))
         if query.not_lanes:
             where.append(self._not_in("lane", query.not_lanes, parameters, "not_lanes"))
+        started = time.monotonic()
         rows = on.query(
             f"select {_READ}, {self._now} from {self._events} where {' and '.join(where)} "  # noqa: S608
-            f"order by id limit :limit",
+            f"order by state, id limit :limit",
             parameters,
         )
         if not rows:
             return Fetched([], 0)
+        if len(rows) >= query.limit and time.monotonic() - started > _SLOW:
+            self._look_at_table(on)
         return Fetched([_record(row) for row in rows], int(rows[-1][-1]))
+
+    def _look_at_table(self, on: Connection) -> None:
+        """Let PostgreSQL count: a backlog that came before its own first look is sorted whole for each batch."""
+        if self._vendor != "postgresql" or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_AGAIN
+        with suppress(Exception):  # Who does not own the table may not; then its autovacuum does, in a minute or two.
+            on.run(f"analyze {self._events}", {})
 
     def settle(
         self, on: Connection, sent: Sequence[int], failed: Sequence[Failure], action: Literal["delete", "keep"]

@@ -32,17 +32,18 @@ class Confirmed(Hook):
 
 async def _main() -> None:
     """Relay until the standard input is closed. A hook is called for each event only if latency is what is measured."""
-    url, database, given = sys.argv[1:]
-    options: dict[str, Any] = {"poll_interval": 0.05, **json.loads(given)}
+    url, database, measures, given = sys.argv[1:]
+    options: dict[str, Any] = json.loads(given)
     engine = create_async_engine(database)
     confirmed = Confirmed()
-    brokers = connect(url, hooks=[confirmed] if "notify" in options else [])
+    brokers = connect(url, hooks=[confirmed] if measures == "latency" else [])
     async with brokers:
         relay = Relay(SQLAlchemyOutbox(engine).store(), brokers.brokers, RelayOptions(**options))
         running = asyncio.create_task(relay.run())
         while asked := await asyncio.to_thread(sys.stdin.readline):
             counts = relay.counts
-            told = {"sent": counts.sent, "statements": counts.fetches + counts.settles, "rss": _rss()}
+            statements = counts.fetches + counts.settles
+            told = {"sent": counts.sent, "statements": statements, "rss": _rss(), "cpu": time.process_time()}
             print(json.dumps(confirmed.at if asked.strip() == "confirmed" else told), flush=True)
         relay.stop()
         await running

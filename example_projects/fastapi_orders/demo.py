@@ -21,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _directions(address: str) -> Directions:
-    first = 1 if Settings.from_environment().outbox else 1001
-    return [("Cancel", f"curl -X POST {address}/orders/{first}/cancellation"), ("API", f"{address}/docs")]
+    outbox = Settings.from_environment().outbox
+    return [
+        ("Cancel", f"curl -X POST {address}/orders/{1 if outbox else 1001}/cancellation"),
+        ("API", f"{address}/docs"),
+        *([("Try", "stop the relay on the page, and place an order: its event waits in the outbox")] if outbox else []),
+    ]
 
 
 @contextmanager

@@ -44,6 +44,16 @@ class RelayProcess:
         """End it."""
         await self.turn(False)
 
+    async def ended(self) -> None:
+        """Wait until the process has ended."""
+        if self._watching is not None:
+            await asyncio.wait({self._watching})
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the last process; None: it runs, or there was none."""
+        return None if self._process is None else self._process.returncode
+
     async def _start(self) -> None:
         with self._log.open("ab") as log:
             self._process = await subprocess.create_subprocess_exec(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 
@@ -24,8 +25,11 @@ def order_cancelled(instance: Cancellation, created: bool, **kwargs: Any) -> Ord
 
 
 @receiver(event_failed)
-def keep_failed(event: EventBase, message: Message, error: Exception, after_commit: bool, **kwargs: Any) -> None:
-    """Nobody waits for what is sent after a commit: keep what failed, so that somebody can look in the admin."""
-    if after_commit:  # Else `emit` has raised, and its caller knows.
+def keep_failed(event: EventBase | None, message: Message, error: Exception, after_commit: bool, **kwargs: Any) -> None:
+    """Nobody waits for what is sent after a commit: keep what failed, so that somebody can look in the admin.
+
+    An outbox keeps it itself, and tries again: see `OutboxEvent` in the admin.
+    """
+    if after_commit and not settings.OUTBOX:  # What `emit` has raised, its caller knows.
         body = (message.payload or b"").decode(errors="replace")
         FailedEvent.objects.create(event_id=message.id, type=message.type, body=body, error=str(error))

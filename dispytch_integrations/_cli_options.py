@@ -14,20 +14,36 @@ if TYPE_CHECKING:
     from dispytch_integrations.outbox.relay import RelayOptions
     from dispytch_integrations.outbox.store import Selection
 
-__all__ = [
-    "EXIT_CODES",
-    "LIST",
-    "OPERATIONS",
-    "PRUNE",
-    "RELAY",
-    "SELECTORS",
-    "Option",
-    "relay_options",
-    "selection_of",
-]
+__all__ = ["EXIT_CODES", "OUTBOX", "RELAY", "RELAY_JSON", "SELECTORS", "Option", "relay_options", "selection_of"]
 
 STATES = ("waiting", "dead", "sent")
 
+RELAY_JSON = """with --json, one object per line:
+  event "progress", and "end" for the last one: time, level, sent, rate (events per second since the line
+  before; at the end since the start), failed (attempts), died (given up), waiting, retrying, dead (rows; null:
+  not known), oldest_seconds, shards of all_shards, outages (brokers), away (databases), workers, seconds,
+  and at the end of --once left
+  event "log": time, level, logger, message
+"""
+_STATS_JSON = """with --json, one object per database:
+  database, address, time, waiting, retrying (of the waiting, failed before), dead, sent (kept),
+  oldest_seconds (of the waiting), oldest_dead_seconds, relays ({name: shards}), heartbeat_seconds (since a
+  relay last renewed its lease); null: there is none
+"""
+_LIST_JSON = """with --json, one object per row:
+  database, id, event_id, type, broker, destination, key, state, attempts, age_seconds, next_try_seconds,
+  last_error, size (bytes of the payload)
+"""
+_CHANGE_JSON = """with --json, one object per database:
+  database, address, operation, selected, done (how many were changed; 0 in a dry run), dry_run,
+  rows (up to 20, as of `list`)
+"""
+_OPERATION_CODES = """exit codes:
+  0  done, or shown
+  1  the answer was no
+  2  a wrong option or setting, missing tables
+  3  the database does not answer
+"""
 EXIT_CODES = """exit codes:
   0  stopped as asked; with --once: all that was there is delivered
   1  with --once: something is left (a broker is down, a retry, another relay's shards), or was given up
@@ -117,20 +133,43 @@ SELECTORS = (
 )
 """Which events: all that are given must hold; of one that is repeated, any."""
 
-LIST = (*SELECTORS, Option("--limit", "How many rows at most (default: 50).", whole, "N"), _JSON)
-OPERATIONS = (
+_LIST = (*SELECTORS, Option("--limit", "How many rows at most (default: 50).", whole, "N"), _JSON)
+_OPERATIONS = (
     *SELECTORS,
     Option("--all", "Without any selector: all of them.", None),
     Option("--yes", "Do it; else it is shown, and asked on a terminal.", None),
     _JSON,
 )
 """Options of `requeue` and `discard`."""
-PRUNE = (
+_PRUNE = (
     Option("--older-than", "Dead or sent for longer than that: 90s, 30m, 12h, 7d.", duration, "AGE"),
     Option("--yes", "Do it; else it is shown, and asked on a terminal.", None),
     _JSON,
 )
-STATS = (_JSON,)
+_STATS = (_JSON,)
+
+_REQUEUE = (
+    "Let dead events wait again, with no attempt counted; with --state sent those that were kept, which are then sent "
+    "twice."
+)
+_DISCARD = "Delete dead events; those that wait or are kept with --state waiting or --state sent."
+
+OUTBOX: Mapping[str, tuple[tuple[Option, ...], str, tuple[str, ...]]] = {
+    "stats": (
+        _STATS,
+        "How many events wait, are dead, or are kept; which relays run.",
+        (_OPERATION_CODES, _STATS_JSON),
+    ),
+    "list": (
+        _LIST,
+        "List events, oldest first. All selectors that are given must hold.",
+        (_OPERATION_CODES, _LIST_JSON),
+    ),
+    "requeue": (_OPERATIONS, _REQUEUE, (_OPERATION_CODES, _CHANGE_JSON)),
+    "discard": (_OPERATIONS, _DISCARD, (_OPERATION_CODES, _CHANGE_JSON)),
+    "prune": (_PRUNE, "Delete dead and kept events that are older than an age.", (_OPERATION_CODES, _CHANGE_JSON)),
+}
+"""The commands of `outbox`: their options, their help, and what stands below it."""
 
 
 def relay_options(given: Mapping[str, Any], base: RelayOptions) -> RelayOptions:

@@ -10,15 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dispytch_integrations._cli_options import (
-    EXIT_CODES,
-    LIST,
-    OPERATIONS,
-    PRUNE,
-    RELAY,
-    STATS,
-    Option,
-)
+from dispytch_integrations._cli_options import EXIT_CODES, OUTBOX, RELAY, RELAY_JSON, Option
 
 try:
     import click
@@ -167,40 +159,10 @@ _command(
     _relay,
     "Send the outbox's events to their brokers until SIGTERM or Ctrl-C, which let what is under way be settled. "
     "Durations are seconds, or 30m, 12h, 7d.",
-    (_EXAMPLES, EXIT_CODES),
+    (_EXAMPLES, EXIT_CODES, RELAY_JSON),
 )
-_command(
-    _outbox,
-    "stats",
-    (*_SOURCE, *STATS),
-    _operate("stats"),
-    "How many events wait, are dead, or are kept; which relays run.",
-)
-_command(
-    _outbox,
-    "list",
-    (*_SOURCE, *LIST),
-    _operate("list"),
-    "List events, oldest first. All selectors that are given must hold.",
-)
-_command(
-    _outbox,
-    "requeue",
-    (*_SOURCE, *OPERATIONS),
-    _operate("requeue"),
-    "Let dead events wait again, with no attempt counted; with --state sent those that were kept, which are then sent "
-    "twice.",
-)
-_command(
-    _outbox,
-    "discard",
-    (*_SOURCE, *OPERATIONS),
-    _operate("discard"),
-    "Delete dead events; those that wait or are kept with --state waiting or --state sent.",
-)
-_command(
-    _outbox, "prune", (*_SOURCE, *PRUNE), _operate("prune"), "Delete dead and kept events that are older than an age."
-)
+for _name, (_options, _help, _more) in OUTBOX.items():
+    _command(_outbox, _name, (*_SOURCE, *_options), _operate(_name), _help, _more)
 
 
 if __name__ == "__main__":

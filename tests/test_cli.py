@@ -257,7 +257,7 @@ def test_urls_come_from_the_environment(stream: RedisArrivals, database: Databas
     """Secrets stand in the environment of a container, not in its command line."""
     store(database, stream.url, [stream.placed(1)])
     done = run("relay", "--once", DATABASE_URL=url_of(database), DISPYTCH_URL=stream.url)
-    assert (done.returncode, stream.numbers(1)) == (0, [1])
+    assert (done.returncode, stream.numbers(1)) == (0, [1]), done.stderr
 
 
 def test_several_brokers_are_named_by_their_aliases(stream: RedisArrivals, database: Database) -> None:

@@ -1,15 +1,7 @@
 """What operators do with an outbox, for both command lines: look at it, requeue, discard, prune.
 
-Nothing is changed without `--yes` or a yes on the terminal. With `--json` each line is one object:
-
-    stats                    one per database: `database`, `address`, `time`, `waiting`, `retrying` (of the waiting,
-                             failed before), `dead`, `sent` (kept), `oldest_seconds` (of the waiting),
-                             `oldest_dead_seconds`, `relays` (name: shards), `heartbeat_seconds` (since a relay last
-                             renewed its lease). null: there is none. How fast it goes, the relay's lines tell.
-    list                     one per row: `database`, `id`, `event_id`, `type`, `broker`, `destination`, `key`, `state`,
-                             `attempts`, `age_seconds`, `next_try_seconds`, `last_error`, `size` (bytes of the payload)
-    requeue, discard, prune  one per database: `database`, `address`, `operation`, `selected`, `done` (how many were
-                             changed; 0 in a dry run), `dry_run`, `rows` (up to 20, as in `list`)
+Nothing is changed without `--yes` or a yes on the terminal. What `--json` prints is told by each command's help
+(`_cli_options`).
 """
 
 from __future__ import annotations
@@ -327,8 +319,14 @@ def _events(count: int) -> str:
     return f"{count:,} event{'' if count == 1 else 's'}"
 
 
-def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: two spaces between the columns, numbers to the right."""
+def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], room: int | None = None) -> str:
+    """A table as text: two spaces between the columns, numbers to the right.
+
+    `room`: columns of the terminal: what is empty throughout is left out, and lines are cut; None: elsewhere.
+    """
+    if room is not None:
+        columns = [index for index in range(len(titles)) if any(row[index] for row in rows)]
+        titles, rows = [titles[index] for index in columns], [[row[index] for index in columns] for row in rows]
     heads = [title.lstrip(">") for title in titles]
     widths = [max(len(row[index]) for row in (heads, *rows)) for index in range(len(heads))]
 
@@ -337,6 +335,7 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             cell.rjust(width) if title.startswith(">") else cell.ljust(width)
             for cell, width, title in zip(cells, widths, titles, strict=True)
         ]
-        return "  ".join(padded).rstrip()
+        text = "  ".join(padded).rstrip()
+        return text if room is None or len(text) <= room else f"{text[: room - 1]}…"
 
     return "\n".join(line(cells) for cells in (heads, *rows))

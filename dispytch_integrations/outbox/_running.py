@@ -30,10 +30,13 @@ def run_relay(
     log = logging.getLogger("dispytch_integrations")
     level, propagate = log.level, log.propagate
     ours = not log.hasHandlers()  # A project that has its own way to log keeps it.
+    shared = [] if ours or not terminal else [handler for handler in logging.getLogger().handlers if _is_shown(handler)]
     if ours:
         log.addHandler(console)
         log.setLevel(logging.INFO)
         log.propagate = False
+    for handler in shared:
+        handler.addFilter(console.make_room)
     try:
         if workers > 1:
             many = Workers(
@@ -47,7 +50,16 @@ def run_relay(
         return runner.main(once=given["once"])
     finally:
         console.clear()
+        for handler in shared:
+            handler.removeFilter(console.make_room)
         if ours:
             log.removeHandler(console)
             log.setLevel(level)
             log.propagate = propagate
+
+
+def _is_shown(handler: logging.Handler) -> bool:
+    """Does it write to a terminal, where the line of progress stands?"""
+    stream: object = getattr(handler, "stream", None)
+    isatty = getattr(stream, "isatty", None)
+    return callable(isatty) and bool(isatty())

@@ -75,6 +75,11 @@ class Console(logging.Handler):
         """Take the line of progress away."""
         self._update("")
 
+    def make_room(self, record: logging.LogRecord) -> bool:
+        """A filter for somebody else's handler that writes to the same terminal: it begins on a line of its own."""
+        self.clear()
+        return True
+
     def _summary(self, progress: Progress) -> str:
         parts = [f"{_events(progress.sent)} sent in {age(progress.seconds)}"]
         if progress.sent and progress.left is not None:  # Over days a rate says nothing.

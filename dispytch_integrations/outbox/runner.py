@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -42,9 +42,12 @@ WRONG = 2
 AWAY = 3
 """Exit code of `once`: the database does not answer."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 _CLOSING = 5.0
 """Seconds that a relay gets for its last statements, after what was under way."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_COUNTING = 60.0
+"""Seconds after which a database that counts is given up: a connection may be dead without a word."""
 _SHARE = 20
 """Counting the rows may take one part in so many of the time."""
 
@@ -112,6 +115,7 @@ class Runner:
         if not stores:
             raise ConfigurationError("there is no outbox to relay: give a store for each, {'default': outbox.store}")
         self.brokers = brokers if brokers.outbox is None else brokers.for_relay()
+        self._on_change = brokers.on_change
         self.stores = dict(stores)
         self.options = options or RelayOptions()
         self.liveness_file = None if liveness_file is None else Path(liveness_file)
@@ -136,7 +140,7 @@ class Runner:
     # -- from outside ----------------------------------------------------------------------------------------------
 
     def main(self, *, once: bool = False) -> int:
-        """Run until SIGTERM or SIGINT, or with `once` until nothing is left to do; return the exit code.
+        """Run until SIGTERM, SIGINT or SIGHUP, or with `once` until nothing is left to do; return the exit code.
 
         0: done; 1: with `once`: something is left; 2: raised as ConfigurationError instead, for the caller to tell;
         3: with `once`, raised as DatabaseAwayError. The first signal lets what is under way be settled; the second one
@@ -333,6 +337,8 @@ class Runner:
 
     def _tell_connected(self, broker: Broker) -> None:
         """Until it is connected: then the broker itself tells of outages."""
+        if self._on_change is not None:
+            self._on_change(broker)
         if broker.alias in self._connected:
             return
         if broker.state == "up":
@@ -387,12 +393,15 @@ class Runner:
             while True:
                 started = time.monotonic()
                 try:
-                    self._stats[name] = await store.stats()
+                    async with asyncio.timeout(_COUNTING):
+                        self._stats[name] = await store.stats()
                 except Exception:
                     self._stats[name] = None  # The relay tells why.
                 await asyncio.sleep(max(self.every, (time.monotonic() - started) * _SHARE))
         finally:
-            await asyncio.shield(store.close())
+            with suppress(Exception):  # The database is gone, and so is the connection.
+                async with asyncio.timeout(1.0):
+                    await store.close()
 
     async def _report(self) -> None:
         await asyncio.sleep(min(self.every, 0.5))
@@ -408,7 +417,7 @@ class Runner:
         known = [stats for stats in self._stats.values() if stats is not None]
         complete = len(known) == len(self.stores)
         self._reported = (now, counts.sent)
-        self.on_progress(
+        self._show(
             Progress(
                 sent=counts.sent,
                 rate=(counts.sent - before) / max(now - since, 0.001),
@@ -428,13 +437,22 @@ class Runner:
             )
         )
 
+    def _show(self, progress: Progress) -> None:
+        """A terminal that was closed, or who no longer reads us, does not end the relay."""
+        if self.on_progress is not None:
+            try:
+                self.on_progress(progress)
+            except Exception:
+                self.on_progress = None
+                logger.exception("progress is shown no more")
+
 
 @contextmanager
 def on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `stop` at the first SIGTERM or SIGINT; at the second one `at_once`, and end the process.
+    """Call `stop` at the first SIGTERM, SIGINT or SIGHUP; at the second one `at_once`, and end the process.
 
-    Elsewhere than in the main thread, which alone may do so, signals are left to whoever handles them; so is a SIGINT
-    that is ignored.
+    Elsewhere than in the main thread, which alone may do so, signals are left to whoever handles them; so is one that
+    is ignored, as nohup and shells do.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -447,10 +465,11 @@ def on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> Generat
             stop()
             return
         at_once()
-        os.write(2, b"stopped at once: what was under way may be sent again\n")
+        with suppress(OSError):  # Its terminal was closed.
+            os.write(2, b"stopped at once: what was under way may be sent again\n")
         os._exit(128 + number)
 
-    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, caught) for number in numbers}
     try:
         yield

@@ -92,7 +92,7 @@ class Workers:
         self._reported = (self._started, 0)
 
     def main(self) -> int:
-        """Run until SIGTERM or SIGINT; return the exit code. The second signal kills the workers.
+        """Run until SIGTERM, SIGINT or SIGHUP; return the exit code. The second signal kills the workers.
 
         Raises ConfigurationError when a worker finds that its settings are wrong.
         """
@@ -308,15 +308,15 @@ class _Pipe(logging.Handler):
 
 
 def _work(make: Callable[[], Runner], pipe: Connection, number: int, every: float, reports: bool) -> None:
-    """A worker's process. Ctrl-C goes to the first process, which tells us."""
+    """A worker's process. Ctrl-C and the end of a terminal go to the first process, which tells us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     said = _Pipe(pipe)
-    ours = logging.getLogger(_OURS)
-    ours.addHandler(said)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    _log_to(said)
     try:
         runner = make()
+        _log_to(said)  # It may have set up the project's own logging, which is the first process's work.
         runner.liveness_file, runner.on_beat = None, lambda: said.say("beat", None)
         runner.counting, runner.every = number == 1, every
         if reports:
@@ -327,6 +327,13 @@ def _work(make: Callable[[], Runner], pipe: Connection, number: int, every: floa
         said.say("wrong", str(exc))
         code = WRONG
     sys.exit(code)
+
+
+def _log_to(said: _Pipe) -> None:
+    ours = logging.getLogger(_OURS)
+    ours.handlers[:] = [said]
+    ours.setLevel(logging.INFO)
+    ours.propagate = ours.disabled = False
 
 
 def _await_stop(pipe: Connection, runner: Runner) -> None:

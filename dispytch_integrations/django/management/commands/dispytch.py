@@ -1,4 +1,4 @@
-"""`manage.py dispytch check | emit | events`."""
+"""`manage.py dispytch check | emit | events | relay | outbox`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dispytch_integrations.django import conf, emit
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._events import event_classes
 from dispytch_integrations.django.checks import TAG
+from dispytch_integrations.django.management._outbox import add_base, add_outbox, add_relay, operated
 from dispytch_integrations.errors import DispytchError
 from dispytch_integrations.events import EventBase, event_type, string_fields
 
@@ -28,12 +29,12 @@ __all__ = ["Command"]
 class Command(BaseCommand):
     """What people ask first: does it connect, where do my events go, and does one arrive?"""
 
-    help = "Look at the project's brokers and events: check, emit, events."
+    help = "Look at the project's brokers and events: check, emit, events. Run its outbox: relay, outbox."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The subcommands and their arguments."""
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="{check,emit,events}")
+        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="{check,emit,events,relay,outbox}")
         check = commands.add_parser(
             "check", help="Connect to each broker and say what is wrong; exit code 1 if any is."
         )
@@ -48,6 +49,10 @@ class Command(BaseCommand):
         emit.add_argument("--dry-run", action="store_true", help="Show the message, and send nothing.")
         events = commands.add_parser("events", help="List the project's event classes and where they go.")
         events.add_argument("--json", action="store_true", help="Print JSON.")
+        for parser in (check, emit, events):
+            add_base(parser)
+        add_relay(commands)
+        add_outbox(commands)
 
     def handle(self, *arguments: Any, subcommand: str, **options: Any) -> None:
         """Run the subcommand."""
@@ -55,6 +60,8 @@ class Command(BaseCommand):
             "check": self._check,
             "emit": self._emit,
             "events": self._events,
+            "relay": self._relay,
+            "outbox": lambda options: operated(self, options),
         }
         run[subcommand](options)
 
@@ -172,6 +179,13 @@ class Command(BaseCommand):
                 ("event", "type", "goes to", "key", "broker"),
                 [tuple(row[name] or "" for name in ("event", "type", "route", "key", "broker")) for row in rows],
             )
+
+    # -- relay -------------------------------------------------------------------------------------------------------
+
+    def _relay(self, options: dict[str, Any]) -> None:
+        from dispytch_integrations.django.management._relay import relayed
+
+        relayed(self, options)
 
     # -- what they share -----------------------------------------------------------------------------------------------
 

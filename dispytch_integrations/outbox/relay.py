@@ -18,7 +18,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -46,7 +47,7 @@ _T = TypeVar("_T")
 _SLOW = 0.25
 """Seconds after which the lanes of a delivery are left alone, so that others need not wait for it."""
 _DELIVERIES = 8
-"""How many deliveries may be under way."""
+"""How many deliveries may be under way to one broker."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 """Seconds between two looks at a broker, or a database, that does not answer."""
 _FIRST_POLL = 0.02
@@ -391,10 +392,14 @@ class Relay:
                 slow |= delivery.lanes
         if slow:
             self._forget(lambda record: record.lane in slow)
+        # What a slow broker cannot take yet must not fill the batch of the others.
+        full = {alias for alias, count in self._under_way().items() if count >= _DELIVERIES}
+        if full:
+            self._forget(lambda record: record.broker in full)
         room = self.options.batch_size - len(self._pending)
         shards = self._leases.usable(self._need)
-        brokers = [alias for alias in self._brokers if alias not in self._outages]
-        if room <= 0 or not shards or not brokers or len(self._deliveries) >= _DELIVERIES:
+        brokers = [alias for alias in self._brokers if alias not in self._outages and alias not in full]
+        if room <= 0 or not shards or not brokers:
             return 0, 1
         query = Query(
             shards=sorted(shards),
@@ -450,10 +455,11 @@ class Relay:
             began[lane] = kind
             groups.setdefault((record.broker, kind), []).append(item)
         under_way = {delivery.alias: delivery.apart for delivery in self._deliveries}
+        counts = self._under_way()
         for (alias, kind), items in groups.items():
             apart = kind == _SUSPECT
             if (
-                len(self._deliveries) >= _DELIVERIES
+                counts[alias] >= _DELIVERIES
                 or under_way.get(alias)
                 or (apart and alias in under_way)
                 or (not apart and (alias, _SUSPECT) in groups)
@@ -467,8 +473,13 @@ class Relay:
             delivery = _Delivery(alias, [item[0] for item in items], [item[1] for item in items], apart=apart)
             delivery.task = asyncio.create_task(self._deliver(delivery), name=f"dispytch relay to {alias}")
             self._deliveries.add(delivery)
+            counts[alias] += 1
         waiting.sort(key=_by_id)
         self._pending = waiting
+
+    def _under_way(self) -> Counter[str]:
+        """How many deliveries are under way to which broker."""
+        return Counter(delivery.alias for delivery in self._deliveries)
 
     async def _deliver(self, delivery: _Delivery) -> None:
         broker = self._brokers[delivery.alias]
@@ -499,7 +510,7 @@ class Relay:
             if not delivery.outcomes:
                 self._held_ids.difference_update(record.id for record in delivery.records)
                 continue
-            verdicts = delivery.verdicts or itertools.repeat(None)
+            verdicts: Iterable[Verdict | None] = delivery.verdicts or itertools.repeat(None)
             for record, error, verdict in zip(delivery.records, delivery.outcomes, verdicts, strict=False):
                 if error is None:
                     self._sent.append(record.id)

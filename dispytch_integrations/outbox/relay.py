@@ -12,14 +12,13 @@ confirmed. While one batch is on its way the next one is read. No transaction is
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -510,14 +509,14 @@ class Relay:
             if not delivery.outcomes:
                 self._held_ids.difference_update(record.id for record in delivery.records)
                 continue
-            verdicts: Iterable[Verdict | None] = delivery.verdicts or itertools.repeat(None)
-            for record, error, verdict in zip(delivery.records, delivery.outcomes, verdicts, strict=False):
+            verdicts = delivery.verdicts
+            for index, (record, error) in enumerate(zip(delivery.records, delivery.outcomes, strict=True)):
                 if error is None:
                     self._sent.append(record.id)
                     if self._suspects:
                         self._suspects.clear(record.id)
                 else:
-                    self._failed_once(record, error, verdict)
+                    self._failed_once(record, error, None if verdicts is None else verdicts[index])
 
     def _failed_once(self, record: Record, error: Exception, verdict: Verdict | None) -> None:
         if isinstance(error, NotAttemptedError) or verdict in ("again", "later"):

@@ -225,7 +225,7 @@ def test_projects_are_built(page: Path, replacements: dict[str, str], tmp_path: 
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("page", PROJECTS, ids=_name)
+@pytest.mark.parametrize("page", [page for page in PROJECTS if any(DjangoPage.servers_of(page))], ids=_name)
 async def test_servers_of_projects_serve(page: Path, replacements: dict[str, str], tmp_path: Path) -> None:
     """What is copied into a unit file has to start, to deliver, and to end: each server as the page starts it."""
     folder = tmp_path / "project"
@@ -314,7 +314,9 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     """The first thing a stranger does is to paste a command."""
     files = {block.file for block in blocks_of(page)} - {None}
-    files |= {"manage.py", "mysite/settings.py", "mysite/wsgi.py"} if page in PROJECTS else {"manage.py"}  # Django's own.
+    files |= (
+        {"manage.py", "mysite/settings.py", "mysite/wsgi.py"} if page in PROJECTS else {"manage.py"}
+    )  # Django's own.
     for block in blocks_of(page):
         if block.language == "bash":
             for line in block.commands:

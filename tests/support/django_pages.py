@@ -94,7 +94,12 @@ class DjangoPage:
 
     def servers(self) -> Iterator[list[str]]:
         """The commands of the page that serve, each once."""
-        found = (tuple(_words(line)) for block in blocks_of(self._page) for line in block.commands if _serves(line))
+        return self.servers_of(self._page)
+
+    @staticmethod
+    def servers_of(page: Path) -> Iterator[list[str]]:
+        """The same of any page."""
+        found = (tuple(_words(line)) for block in blocks_of(page) for line in block.commands if _serves(line))
         yield from (list(command) for command in dict.fromkeys(found))
 
     def serving(self, command: Sequence[str], directory: Path) -> AbstractAsyncContextManager[Server]:

@@ -686,7 +686,7 @@ class Relay:
         except Exception as exc:
             logger.warning(
                 "the relay could not give its leases back; they end in %.0f s: %s",
-                *(self.options.lease, str(exc) or type(exc).__name__),
+                *(self.options.lease, f"{type(exc).__name__}: {_first_line(exc)}"),
             )
         finally:
             await self._close()

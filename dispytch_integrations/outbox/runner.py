@@ -235,7 +235,7 @@ class Runner:
                 task.cancel()
             await asyncio.gather(watching, stopped, return_exceptions=True)
         for task in (*relaying, watching):
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
     async def _end(self, relaying: set[asyncio.Task[None]]) -> None:

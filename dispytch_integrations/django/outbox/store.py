@@ -149,8 +149,12 @@ class DjangoStore(OutboxInSQL):
         connection = databases[self.alias].copy()
         # It is kept: of a pool's few connections one would be gone for good.
         connection.settings_dict["OPTIONS"].pop("pool", None)
-        connection.connect()
-        connection.set_autocommit(True)
+        try:
+            connection.connect()
+            connection.set_autocommit(True)
+        except BaseException:
+            connection.close()  # It may have been made, and not have answered what comes first.
+            raise
         return connection
 
     def _close(self) -> None:

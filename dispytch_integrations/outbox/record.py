@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol, cast
 
@@ -239,7 +240,7 @@ def _text(key: Any) -> str:
 
 
 _TAGS: Mapping[str, Callable[[Any], Any]] = {
-    "$bytes": b64decode,
+    "$bytes": partial(b64decode, validate=True),
     "$datetime": datetime.fromisoformat,
     "$decimal": Decimal,
     "$object": lambda items: {key: _untagged(item) for key, item in items.items()},
@@ -250,7 +251,7 @@ def _loaded(text: str) -> dict[str, Any]:
     if text == "{}":
         return {}
     values = from_json(text)
-    if '{"$' in text or '":{' in text or ":[" in text:
+    if "[" in text or text.find("{", 1) > 0:
         return {name: _untagged(value) for name, value in values.items()}
     if not isinstance(values, dict):
         raise ValueError("not an object")

@@ -109,4 +109,4 @@ def check(module: str, broker: str, url: str | None = None, *, outbox: bool = Fa
         output, _ = process.communicate(timeout=55)
     assert process.returncode == 0, output
     assert re.search(r"Checked: (\d+) of \1 events came back", output), output
-    assert ("4 more waited in the outbox while its relay was stopped" in output) is outbox, output
+    assert ("more waited in the outbox while its relay was stopped" in output) is outbox, output

@@ -21,20 +21,18 @@ SHOP = Shop(
             topic="orders.placed",
             made_in=Step("Service", "place()"),
             sent_with=_after_commit("Commit", "emit_on_commit()"),
-            relayed=settings.OUTBOX,
         ),
         Kind(
             name="packed",
             topic="orders.packed",
             made_in=Step("Celery task", "pack()"),
-            sent_with=Step("Emitter", "emit()"),
+            sent_with=Step("Outbox", "emit_on_commit()") if settings.OUTBOX else Step("Emitter", "emit()"),
         ),
         Kind(
             name="cancelled",
             topic="orders.cancelled",
             made_in=Step("Model", "Cancellation"),
             sent_with=_after_commit("Signal", "@emits(post_save)"),
-            relayed=settings.OUTBOX,
         ),
     ],
     links=[

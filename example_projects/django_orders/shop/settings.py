@@ -25,14 +25,12 @@ if transport_of(_EVENTS["URL"]) == "rabbitmq":
 DISPYTCH = {"default": _EVENTS}
 
 # With OUTBOX=1 what `emit_on_commit` and `@emits` tell is stored in the transaction that made it true, and relayed by
-# `manage.py dispytch relay`. Nothing else changes: not where events are emitted, and not how.
+# `manage.py dispytch relay`. Neither web server nor worker connects to a broker then.
 OUTBOX = os.environ.get("OUTBOX", "").lower() in ("1", "true", "yes")
 if OUTBOX:
     DISPYTCH_OUTBOX = {
         # No other process reaches what is in this one's memory.
         "EMBEDDED": transport_of(_EVENTS["URL"]) == "memory",
-        # The task `pack` waits for the broker itself. Without this, processes that do not relay need no broker at all.
-        "DIRECT_EMITS": True,
         # To be looked at in the admin; by default a row is deleted once the broker has confirmed it.
         "KEEP_SENT": 3600,
     }

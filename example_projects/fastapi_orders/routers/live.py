@@ -21,15 +21,9 @@ outbox_router = APIRouter(include_in_schema=False)
 
 
 def _shop(sent_with: Step, *, outbox: bool) -> Shop:
-    placed = Kind(
-        name="placed", topic="orders.placed", made_in=Step("Route", "POST /orders"), sent_with=sent_with, relayed=outbox
-    )
+    placed = Kind(name="placed", topic="orders.placed", made_in=Step("Route", "POST /orders"), sent_with=sent_with)
     cancelled = Kind(
-        name="cancelled",
-        topic="orders.cancelled",
-        made_in=Step("Route", "POST …/cancellation"),
-        sent_with=sent_with,
-        relayed=outbox,
+        name="cancelled", topic="orders.cancelled", made_in=Step("Route", "POST …/cancellation"), sent_with=sent_with
     )
     return Shop(kinds=[placed, cancelled], links=[Link("API", "docs")], outbox=outbox)
 

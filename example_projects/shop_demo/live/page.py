@@ -29,8 +29,6 @@ class Kind(BaseModel):
     topic: str
     made_in: Step
     sent_with: Step
-    relayed: bool = False
-    """Is it stored in an outbox, and sent by its relay?"""
 
 
 class Link(NamedTuple):

@@ -13,6 +13,8 @@ _FOLDER = Path(os.environ["DEMO_FOLDER"])
 DATABASES = {"default": database_of(f"sqlite:///{_FOLDER / 'db.sqlite3'}")}  # pyright: ignore[reportConstantRedefinition]
 
 if OUTBOX and not DISPYTCH_OUTBOX["EMBEDDED"]:  # noqa: F405
+    # SQLite wakes nobody; somebody is looking. With PostgreSQL, NOTIFY is the better answer.
+    DISPYTCH_OUTBOX["POLL_INTERVAL"] = 0.1  # noqa: F405
     # The page starts and stops the relay.
     DEMO_RELAY_LOG = _FOLDER / "relay.log"
 

@@ -28,7 +28,7 @@ DISPYTCH = {"default": _EVENTS}
 # `manage.py dispytch relay`. Neither web server nor worker connects to a broker then.
 OUTBOX = os.environ.get("OUTBOX", "").lower() in ("1", "true", "yes")
 if OUTBOX:
-    DISPYTCH_OUTBOX = {
+    DISPYTCH_OUTBOX: dict[str, Any] = {
         # No other process reaches what is in this one's memory.
         "EMBEDDED": transport_of(_EVENTS["URL"]) == "memory",
         # To be looked at in the admin; by default a row is deleted once the broker has confirmed it.

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from dispytch_integrations._cli_options import relay_options
+from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import scrub
 from dispytch_integrations.brokers import Brokers, connect
 from dispytch_integrations.errors import ConfigurationError, MissingExtraError
@@ -39,6 +40,7 @@ _DRIVERS: Mapping[str, tuple[str, ...]] = {
 }
 """SQLAlchemy's names of the drivers of a database, those that need no thread first."""
 _MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
+_PACKAGES = {"mysqldb": "mysqlclient", "psycopg_async": "psycopg", "psycopg2": "psycopg2-binary"}
 _ASYNC = {"asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql", "aiosqlite"}
 _WITH_ALIAS = re.compile(r"(?P<alias>[A-Za-z_][A-Za-z0-9_.-]*)=(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", re.DOTALL)
 
@@ -134,7 +136,13 @@ def _with_driver(url: URL) -> URL:
         if not driver:
             raise ConfigurationError(f"{backend}:// needs a driver: pip install {_DRIVERS[backend][0]}")
     elif find_spec(_MODULES.get(driver, driver.removesuffix("_async"))) is None:
-        raise ConfigurationError(f"{name}:// needs its driver: pip install {_MODULES.get(driver, driver)}")
+        known = _DRIVERS[backend]
+        if driver.removesuffix("_async") not in known:  # No pip line for a slip of the keyboard.
+            raise ConfigurationError(
+                f"{name}:// names the driver {driver!r}{nearest(driver, known)}, which is not installed; write "
+                f"{backend}:// for the one that is"
+            )
+        raise ConfigurationError(f"{name}:// needs its driver: pip install {_PACKAGES.get(driver, driver)}")
     url = url.set(drivername=f"{backend}+{driver}")
     if driver == "asyncpg" and "sslmode" in url.query:
         # As libpq spells it, and as hosts of databases hand it out.

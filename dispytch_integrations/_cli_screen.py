@@ -12,6 +12,8 @@ from dispytch_integrations.outbox.operations import aligned
 
 __all__ = ["TerminalScreen"]
 
+_NARROW = 20
+"""Below so many columns a text is folded, not cut."""
 _STYLES = {"good": "green", "bad": "red", "title": "bold", "": ""}
 
 
@@ -42,15 +44,21 @@ class TerminalScreen:
 
         # A column that is empty throughout takes room from the others.
         columns = [index for index in range(len(titles)) if any(row[index] for row in rows)]
+        console = Console()
+        *others, last = columns
+        heads = [title.lstrip(">") for title in titles]
+        room = console.width - sum(2 + max(len(row[index]) for row in (heads, *rows)) for index in others)
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         for index in columns:
             number = titles[index].startswith(">")
-            table.add_column(
-                titles[index].lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
-            )
+            table.add_column(heads[index], justify="right" if number else "left", no_wrap=number, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(row[index], style=_CELLS.get(row[index], "")) for index in columns))
-        Console().print(table)
+            cells = list(row)
+            # An error takes one line of many; who asks for one row sees all of it.
+            if len(rows) > 1 and _NARROW <= room < len(cells[last]):
+                cells[last] = f"{cells[last][: room - 1]}…"
+            table.add_row(*(Text(cells[index], style=_CELLS.get(cells[index], "")) for index in columns))
+        console.print(table)
 
     def confirm(self, question: str) -> bool:
         """Ask; Ctrl-C and Ctrl-D are a no that ends the command."""

@@ -238,7 +238,12 @@ def test_a_url_without_a_driver_gets_an_installed_one(
 
 @pytest.mark.parametrize(
     ("url", "told"),
-    [("postgresql://h/d", "pip install asyncpg"), ("mysql+pymysql://h/d", "pip install pymysql")],
+    [
+        ("postgresql://h/d", "pip install asyncpg"),
+        ("mysql+pymysql://h/d", "pip install pymysql"),
+        ("mysql+mysqldb://h/d", "pip install mysqlclient"),
+        ("postgresql+pyscopg://h/d", r"'pyscopg' \(did you mean 'psycopg'\?\), which is not installed"),
+    ],
 )
 def test_a_missing_driver_is_told_with_its_pip_line(monkeypatch: pytest.MonkeyPatch, url: str, told: str) -> None:
     """The first error in a fresh container should say what to add to it."""
@@ -382,6 +387,7 @@ def test_once_and_the_operations_say_that_the_database_is_away(stream: RedisArri
         done = run(*arguments, "--database-url", away)
         assert done.returncode == 3, done.stderr
         assert "/shop does not answer: " in done.stderr
+        assert "sqlalchemy" not in done.stderr
         assert SECRET not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
 
@@ -666,11 +672,12 @@ def test_a_terminal_shows_one_line_that_is_updated_and_ctrl_c_ends_it(
 def test_a_terminal_is_asked_before_anything_is_changed(postgresql: Database) -> None:
     """A slip of the keyboard requeues nothing."""
     postgresql.insert([record(number, "k") for number in range(3)])
-    postgresql.run("update dispytch_outbox_event set state = 1, last_error = 'refused'")
+    postgresql.run("update dispytch_outbox_event set state = 1, last_error = :error", error="refused " * 40)
     options = ("--database-url", url_of(postgresql), "--all")
     shown = Terminal("outbox", "requeue", *options)
     shown.wait_for("Requeue 3 events? [y/N]:")
     assert "shop.order.placed" in shown.output
+    assert shown.output.count("…") == 3  # An error takes one line of many.
     shown.type("n\n")
     assert shown.exit_code() == 1
     assert "Nothing was changed." in shown.output

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -31,6 +32,8 @@ _LISTED = 50
 _QUIET = 60.0
 """Seconds without a heartbeat after which it is said that nobody relays."""
 
+_NAMED = re.compile(r"^<Message .*?(?: bytes|tombstone)> ")
+"""How an error names its message, which the table's other columns do."""
 _DONE = {"requeue": "requeued", "discard": "discarded", "prune": "deleted"}
 
 
@@ -306,7 +309,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _clean(row.type),
         _clean(to),
         _clean(row.ordering_key or ""),
-        _clean(row.last_error or ""),
+        _clean(_NAMED.sub("", row.last_error or "")),
     )
 
 
@@ -322,7 +325,8 @@ def _events(count: int) -> str:
 def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], room: int | None = None) -> str:
     """A table as text: two spaces between the columns, numbers to the right.
 
-    `room`: columns of the terminal: what is empty throughout is left out, and lines are cut; None: elsewhere.
+    `room`: columns of the terminal: what is empty throughout is left out, and lines are cut, that of a single row
+    excepted; None: elsewhere.
     """
     if room is not None:
         columns = [index for index in range(len(titles)) if any(row[index] for row in rows)]
@@ -336,6 +340,6 @@ def aligned(titles: Sequence[str], rows: Sequence[Sequence[str]], room: int | No
             for cell, width, title in zip(cells, widths, titles, strict=True)
         ]
         text = "  ".join(padded).rstrip()
-        return text if room is None or len(text) <= room else f"{text[: room - 1]}…"
+        return text if room is None or len(text) <= room or len(rows) == 1 else f"{text[: room - 1]}…"
 
     return "\n".join(line(cells) for cells in (heads, *rows))

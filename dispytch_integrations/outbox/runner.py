@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -50,6 +51,10 @@ _COUNTING = 60.0
 """Seconds after which a database that counts is given up: a connection may be dead without a word."""
 _SHARE = 20
 """Counting the rows may take one part in so many of the time."""
+
+
+_WRAPPED = re.compile(r"^\([\w.]+\) (?:<class '[\w.]+'>: )?")
+"""How SQLAlchemy begins what a driver says: with its classes."""
 
 
 class DatabaseAwayError(ConnectionError):
@@ -480,7 +485,7 @@ def on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> Generat
 
 def told(error: BaseException) -> str:
     """What a driver says, on one line. Its statements and their parameters, which may be a payload, come after it."""
-    first = (str(error).splitlines() or [""])[0][:300]
+    first = _WRAPPED.sub("", (str(error).splitlines() or [""])[0])[:300]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

@@ -279,6 +279,28 @@ async def test_a_stop_does_not_wait_for_a_database_that_hangs(postgresql: Databa
         assert reports[-1].ended
 
 
+async def test_a_stop_leaves_a_relay_behind_that_does_not_end(
+    postgresql: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its lease is longer than anybody waits: the process ends as it was asked to, and takes its liveness file away."""
+    monkeypatch.setattr("dispytch_integrations.outbox.runner._CLOSING", 0.2)
+    alive = tmp_path / "alive"
+    async with TCPProxy("127.0.0.1", 5432) as proxy:
+        engine = behind(proxy, postgresql, "postgresql+asyncpg")
+        options = RelayOptions(lease=10.0, poll_interval=0.1)
+        brokers = connect("memory://", timeout=0.3)
+        runner = Runner(brokers, {"shop": lambda: store_of(engine)}, options, liveness_file=alive)
+        task = asyncio.create_task(runner.run())
+        await eventually(alive.exists)
+        await proxy.stall()
+        await asyncio.sleep(0.3)  # It asks its database meanwhile.
+        started = time.monotonic()
+        runner.stop()
+        await asyncio.wait_for(task, 10)
+        assert time.monotonic() - started < 5
+        assert not alive.exists()
+
+
 # -- what it tells -----------------------------------------------------------------------------------------------------
 
 

@@ -243,9 +243,16 @@ DATABASES = {"default": DATABASE}
 DATABASE_ROUTERS = []
 DISPYTCH = {"default": {"URL": os.environ["TEST_BROKER"], "TIMEOUT": 1}}
 DISPYTCH_OUTBOX = {"LEASE": 4, "MAX_ATTEMPTS": 1}
+if os.environ.get("LOGGED"):
+    LOGGING = {
+        "version": 1,
+        "formatters": {"ours": {"format": "LOGGED %(message)s"}},
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "loggers": {"dispytch_integrations": {"handlers": ["console"], "level": "INFO"}},
+    }
 """
 WATCHING = """
-import os
+import os, time
 from django.apps import AppConfig
 
 class Watching(AppConfig):
@@ -268,6 +275,7 @@ class Watching(AppConfig):
         self.note(f"emitted {message.type} {after_commit}")
 
     def event_failed(self, sender, message, error, **more):
+        time.sleep(1)  # The relay is stopped meanwhile.
         self.note(f"failed {message.type}", error=error)
 """
 
@@ -372,7 +380,7 @@ def test_workers_share_the_work_and_the_project(
     project: Project, stream: RedisArrivals, relaying: Callable[..., Command]
 ) -> None:
     """Each one sets up Django by itself, with the same settings, and its signals are received in it."""
-    relay = relaying("--workers", "2", WATCH="1")
+    relay = relaying("--workers", "2", WATCH="1", LOGGED="1")
     owners = "select count(*) from dispytch_outbox_shard where owner is not null group by owner"
     eventually(lambda: project.database.all(owners) == [(32,), (32,)], relay.explain)
     children = children_of(relay.process.pid)
@@ -387,8 +395,10 @@ def test_workers_share_the_work_and_the_project(
     assert sorted({text for text, _ in project.notes()}) == [
         f"emitted {stream.placed(0).__event_type__} True", "started default",
     ]  # fmt: skip
-    assert any(line.get("message", "").startswith("worker 2: ") for line in relay.lines)
     assert (relay.lines[-1]["event"], relay.lines[-1]["sent"]) == ("end", 40)
+    # The project's own way to log is used once, by the first process.
+    connected = [line for line in relay.output.splitlines() if "connected to broker" in line]
+    assert sorted(line.partition(": ")[0] for line in connected) == ["LOGGED worker 1", "LOGGED worker 2"]
 
 
 def test_workers_say_what_is_wrong_once(project: Project) -> None:

@@ -22,8 +22,9 @@ from dispytch_integrations import connect
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._sqlalchemy_store import store_of
 from dispytch_integrations.errors import ConfigurationError, DeliveryError
+from dispytch_integrations.outbox._signals import on_signals
 from dispytch_integrations.outbox.relay import Relay, RelayOptions
-from dispytch_integrations.outbox.runner import DONE, LEFT, DatabaseAwayError, Progress, Runner, on_signals
+from dispytch_integrations.outbox.runner import DONE, LEFT, DatabaseAwayError, Progress, Runner
 from dispytch_integrations.outbox.workers import Workers
 from tests.support.brokers import free_port
 from tests.support.outboxes import Database, Watched, eventually, record, temporary_database

@@ -14,23 +14,21 @@ import logging
 import os
 import random
 import re
-import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from dispytch_integrations._broker import Broker
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.outbox._signals import on_signals
 from dispytch_integrations.outbox.record import SHARDS
 from dispytch_integrations.outbox.relay import Counts, Relay, RelayOptions
 from dispytch_integrations.outbox.store import OutboxStore, Selection, State, Stats
 
-__all__ = ["AWAY", "DONE", "LEFT", "WRONG", "DatabaseAwayError", "Progress", "Runner", "on_signals"]
+__all__ = ["AWAY", "DONE", "LEFT", "WRONG", "DatabaseAwayError", "Progress", "Runner"]
 
 logger = logging.getLogger("dispytch_integrations.outbox")
 
@@ -43,7 +41,6 @@ WRONG = 2
 AWAY = 3
 """Exit code of `once`: the database does not answer."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 _CLOSING = 5.0
 """Seconds that a relay gets for its last statements, after what was under way."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
@@ -450,37 +447,6 @@ class Runner:
             except Exception:
                 self.on_progress = None
                 logger.exception("progress is shown no more")
-
-
-@contextmanager
-def on_signals(stop: Callable[[], None], at_once: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `stop` at the first SIGTERM, SIGINT or SIGHUP; at the second one `at_once`, and end the process.
-
-    Elsewhere than in the main thread, which alone may do so, signals are left to whoever handles them; so is one that
-    is ignored, as nohup and shells do.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-
-    def caught(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) == 1:
-            stop()
-            return
-        at_once()
-        with suppress(OSError):  # Its terminal was closed.
-            os.write(2, b"stopped at once: what was under way may be sent again\n")
-        os._exit(128 + number)
-
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, caught) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def told(error: BaseException) -> str:

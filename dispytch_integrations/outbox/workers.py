@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from dispytch_integrations.errors import ConfigurationError
-from dispytch_integrations.outbox.runner import DONE, WRONG, Progress, Runner, on_signals
+from dispytch_integrations.outbox._signals import on_signals
+from dispytch_integrations.outbox.runner import DONE, WRONG, Progress, Runner
 
 __all__ = ["Workers"]
 

@@ -171,6 +171,19 @@ def test_once_relays_what_is_there(database: Database, stream: RedisArrivals) ->
     assert database.count("state = 1") == 1
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_emit_reaches_the_broker_past_an_outbox_that_is_relayed_elsewhere(database: Database) -> None:
+    """ "Does an event arrive?" is a question to the broker; no transaction and no relay are asked."""
+    assert "was sent to" in run("emit", "tests.django.project.shop.events.OrderPlaced", '{"number": 7}')
+    assert (database.count(), _direct()) == (0, False)
+
+
+def _direct() -> bool:
+    from dispytch_integrations.django._connections import connections
+
+    return connections.always_direct
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

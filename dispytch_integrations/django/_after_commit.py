@@ -18,11 +18,29 @@ from dispytch_integrations.django import conf
 from dispytch_integrations.django._connections import connections, tell_after_commit
 from dispytch_integrations.django.errors import TransactionError
 
-__all__ = ["Waiting", "after_commit", "after_write", "observers"]
+__all__ = [
+    "AfterCommit",
+    "Waiting",
+    "after_commit",
+    "after_write",
+    "call_after",
+    "is_of_testcase",
+    "observers",
+    "register",
+    "transaction_meant",
+    "transaction_of_write",
+]
 
 
-class Waiting:
-    """Messages that wait for the end of a transaction: what Django calls after its commit.
+class AfterCommit:
+    """What Django calls after a commit, before the callbacks of others. Raises nothing."""
+
+    def __call__(self) -> None:
+        """The transaction is committed."""
+
+
+class Waiting(AfterCommit):
+    """Messages that wait for the end of a transaction.
 
     `connection`: the database connection, of the thread that emitted; None: no transaction is open, they are handed
     over at once. `done`: has it been committed?
@@ -37,10 +55,14 @@ class Waiting:
     def __call__(self) -> None:
         """The transaction is committed: leave the messages to the event loop. Raises nothing."""
         self.done = True
-        waiting, context = self.prepared, self._context
+        self.send(self.prepared)
+
+    def send(self, prepared: Sequence[Prepared], *, direct: bool = True) -> None:
+        """Leave messages to the event loop; what hinders that is told as their failure. `direct`: see `reach`."""
+        waiting, context = prepared, self._context
         try:
             while waiting:
-                session = connections.reach()
+                session = connections.reach(direct=direct)
                 # Looked up again: between the call and the commit, settings may have changed, or the process have
                 # forked. Where another thread has closed the session meanwhile, there is a new one.
                 brokers = session.brokers.brokers
@@ -68,18 +90,33 @@ observers: list[list[Waiting]] = []
 
 
 def after_write(prepared: Sequence[Prepared], database: str) -> None:
-    """Hand messages over when a write is committed that was made on `database`; at once where it is already.
-
-    Of a signal it is known where the write went: other databases' transactions do not matter.
-    """
-    connection = databases[database]
-    if not connection.in_atomic_block and _manual(connection):
-        raise _by_hand(database)
-    _wait(prepared, connection if connection.in_atomic_block else None)
+    """Hand messages over when a write is committed that was made on `database`; at once where it is already."""
+    register(Waiting(prepared, transaction_of_write(database)))
 
 
 def after_commit(prepared: Sequence[Prepared], using: str | None, require_transaction: bool | None) -> None:
     """Hand messages over when the transaction is committed that `emit_on_commit` means; at once where there is none.
+
+    Raises as `transaction_meant`.
+    """
+    register(Waiting(prepared, transaction_meant(using, require_transaction)))
+
+
+def transaction_of_write(database: str) -> BaseDatabaseWrapper | None:
+    """The connection on which a write was made, if its transaction is still open. Raises TransactionError.
+
+    Of a signal it is known where the write went: other databases' transactions do not matter.
+    """
+    connection = databases[database]
+    if connection.in_atomic_block:
+        return connection
+    if _manual(connection):
+        raise _by_hand(database)
+    return None
+
+
+def transaction_meant(using: str | None, require_transaction: bool | None) -> BaseDatabaseWrapper | None:
+    """The connection whose transaction `emit_on_commit` means; None: none is open.
 
     Raises TransactionError where that cannot be told, or where there is none and one is required.
     """
@@ -91,18 +128,23 @@ def after_commit(prepared: Sequence[Prepared], using: str | None, require_transa
             f"no transaction is open{named}, and one is required: emit inside `with transaction.atomic():`, "
             f"or give require_transaction=False"
         )
-    _wait(prepared, connection)
+    return connection
 
 
-def _wait(prepared: Sequence[Prepared], connection: BaseDatabaseWrapper | None) -> None:
-    waiting = Waiting(prepared, connection)
+def register(waiting: Waiting) -> None:
+    """Let it be called at the end of its transaction; at once where there is none. Tests see it."""
     for observer in observers:
         observer.append(waiting)
-    if connection is None:
+    if waiting.connection is None:
         waiting()
     else:
-        connection.on_commit(waiting)
-        _put_forward(connection)
+        call_after(waiting.connection, waiting)
+
+
+def call_after(connection: BaseDatabaseWrapper, callback: AfterCommit) -> None:
+    """Let Django call it after the commit of the transaction that is open on this connection."""
+    connection.on_commit(callback)
+    _put_forward(connection)
 
 
 def _put_forward(connection: BaseDatabaseWrapper) -> None:
@@ -111,13 +153,13 @@ def _put_forward(connection: BaseDatabaseWrapper) -> None:
     Django drops all callbacks behind one that raises: an event of a committed transaction would be gone without a word.
     """
     callbacks: list[tuple[Any, ...]] = connection.run_on_commit
-    if len(callbacks) < 2 or isinstance(callbacks[-2][1], Waiting):
+    if len(callbacks) < 2 or isinstance(callbacks[-2][1], AfterCommit):
         return
-    if any(_of_testcase(block) for block in connection.atomic_blocks):
+    if any(is_of_testcase(block) for block in connection.atomic_blocks):
         return  # captureOnCommitCallbacks knows what is new by its place; in a TestCase there is no commit.
     newest = callbacks.pop()
     # By halves: ours stand in front, and an import may have thousands of either kind.
-    callbacks.insert(bisect_left(callbacks, True, key=lambda entry: not isinstance(entry[1], Waiting)), newest)
+    callbacks.insert(bisect_left(callbacks, True, key=lambda entry: not isinstance(entry[1], AfterCommit)), newest)
 
 
 def _connection(using: str | None) -> BaseDatabaseWrapper | None:
@@ -171,11 +213,12 @@ def _open_transactions() -> list[BaseDatabaseWrapper]:
     opened = [connection for connection in databases.all(initialized_only=True) if connection.in_atomic_block]
     if len(opened) < 2:
         return opened
-    own = [connection for connection in opened if not all(_of_testcase(block) for block in connection.atomic_blocks)]
+    own = [connection for connection in opened if not all(is_of_testcase(block) for block in connection.atomic_blocks)]
     return own or [next((each for each in opened if each.alias == DEFAULT_DB_ALIAS), opened[0])]
 
 
-def _of_testcase(block: Any) -> bool:
+def is_of_testcase(block: Any) -> bool:
+    """Was an atomic block opened by Django's TestCase, and not by the program?"""
     return bool(getattr(block, "_from_testcase", False))
 
 

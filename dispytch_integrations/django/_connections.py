@@ -2,6 +2,9 @@
 
 Nothing is opened at import or in `ready()`. All connections of a process live on one event loop in one daemon thread
 (`_blocking_loop`), for sync and async views alike: Django makes event loops come and go.
+
+With an outbox that this process relays (EMBEDDED) the relay runs beside them. With one that another process relays
+nothing is opened at all, unless DIRECT_EMITS allows it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +27,10 @@ from dispytch_integrations._broker import Broker
 from dispytch_integrations.brokers import Brokers, connect
 from dispytch_integrations.django import conf
 from dispytch_integrations.django._receivers import Receivers, send
+from dispytch_integrations.django._relay_signals import RelaySignals
 from dispytch_integrations.django.errors import SettingsError
+from dispytch_integrations.django.outbox import conf as outbox_conf
+from dispytch_integrations.django.outbox.embedded import EmbeddedOutbox, require_tables
 from dispytch_integrations.django.signals import broker_started, broker_stopped, event_emitted, event_failed
 from dispytch_integrations.errors import ConfigurationError, NotStartedError
 
@@ -36,13 +43,17 @@ _RECEIVERS_SECONDS = 5.0
 
 
 class Session:
-    """What is open in this process: the brokers, the way to their event loop, and what was left to it."""
+    """What is open in this process: the brokers, the way to their event loop, and what was left to it.
 
-    def __init__(self, read: conf.Read, receivers: Receivers) -> None:
+    `outbox`: what is relayed here; None: nothing.
+    """
+
+    def __init__(self, read: conf.Read, receivers: Receivers, outbox: EmbeddedOutbox | None) -> None:
         thread = loop_thread()
-        brokers = connect(read.config)
+        brokers = connect(_with_signals(read.config, receivers), outbox=outbox)
         brokers.on_change = partial(_tell_broker, receivers, set[str]())
         self.read = read
+        self.outbox = outbox
         self.opened = Opened(thread, brokers)
         self.brokers: Brokers = brokers
         self.calls: Calls = thread.calls
@@ -74,6 +85,10 @@ class Connections:
         self._locks: dict[int, threading.RLock] = {}
         self._pid = 0
         self._read: conf.Read | None = None
+        self._outbox: outbox_conf.OutboxSettings | None = None
+        self._loaded: Brokers | None = None
+        self.always_direct = False
+        """Set by commands that a person runs to emit directly, whatever DIRECT_EMITS says."""
         self.ending = False
         """Does the interpreter end, so that nothing is flushed any more unless who emits waits for it?"""
         self.receivers = Receivers()
@@ -82,11 +97,20 @@ class Connections:
 
     # -- opening -------------------------------------------------------------------------------------------------
 
-    def reach(self) -> Session:
+    def reach(self, *, direct: bool = True) -> Session:
         """What is open; at the first use in this process it is opened, in the background.
 
-        Raises SettingsError with all that is wrong, NotStartedError after the app's shutdown.
+        `direct`: for an event that does not go through the outbox.
+
+        Raises SettingsError with all that is wrong, NotStartedError after the app's shutdown, or when another process
+        relays and this one must not connect.
         """
+        if direct and self._elsewhere and not self._may_connect:
+            raise NotStartedError(
+                "this process opens no broker connection, since another one relays its outbox "
+                "(DISPYTCH_OUTBOX['EMBEDDED'] is False): write emit_on_commit(...), which stores the event with your "
+                "transaction, or DISPYTCH_OUTBOX = {'DIRECT_EMITS': True} to let it connect at its first direct emit"
+            )
         session = self._session
         if session is not None and session.usable:
             return session
@@ -109,11 +133,17 @@ class Connections:
 
         Raises SettingsError, StartupError when a required broker was not reached within its STARTUP_TIMEOUT.
         """
+        outbox = self.outbox()
+        if outbox is not None and self.override is None:
+            conf.require(self.settings().problems)
+            require_tables(outbox.databases)
         with self._lock:
             self._closed = False
-            if self._pid != os.getpid():
-                self._users = 0
-            self._open(wait=True)
+            if self._elsewhere:
+                conf.require(self.settings().problems)
+                self._own_process()
+            else:
+                self._open(wait=True)
             self._users += 1
 
     def _open(self, *, wait: bool) -> Session:
@@ -126,30 +156,115 @@ class Connections:
         refuse_patched_threads()
         read = self.settings()
         conf.require(read.problems)
-        session = Session(read, self.receivers)
-        try:
+        session = Session(read, self.receivers, self._embedded())
+        with _in_settings_words():
             session.opened.open(wait=wait)
-        except SettingsError:
-            raise
-        except ConfigurationError as exc:  # Of a URL that is a function, or found by the client itself.
-            raise SettingsError([f"DISPYTCH: {problem}" for problem in exc.problems]) from exc
-        if self._pid != os.getpid():
-            self._pid, self._users = os.getpid(), 0
-            _at_exit(self)
+        self._own_process()
         self._closed = False
         self._session = session
         return session
 
+    def _own_process(self) -> None:
+        """Forget whose a parent's opens were, and close at the end of this process."""
+        if self._pid != os.getpid():
+            self._pid, self._users = os.getpid(), 0
+            _at_exit(self)
+
+    # -- settings ------------------------------------------------------------------------------------------------
+
     def settings(self) -> conf.Read:
-        """DISPYTCH as it was read, with a test's brokers in place of its own; read again when settings change."""
+        """DISPYTCH as it was read, with a test's brokers in place of its own; read again when settings change.
+
+        What is wrong with DISPYTCH_OUTBOX is among its problems.
+        """
         read = self._read
         if read is None:
             read = conf.read()
             if self.override is not None:
                 config = self.override(read.config)
                 read = replace(read, config=config, problems=() if config else read.problems)
-            self._read = read
+            self._read = read = replace(read, problems=(*read.problems, *self._outbox_problems(read)))
         return read
+
+    def outbox(self) -> outbox_conf.OutboxSettings | None:
+        """DISPYTCH_OUTBOX, where the outbox is installed; None: it is not."""
+        if not outbox_conf.installed():
+            return None
+        read = self._outbox
+        if read is None:
+            read = self._outbox = outbox_conf.read()
+        return read
+
+    def _outbox_problems(self, read: conf.Read) -> Sequence[conf.Problem]:
+        outbox = self.outbox()
+        if outbox is None:
+            return outbox_conf.not_installed()
+        if outbox.embedded and self.override is None:
+            return (*outbox.problems, *outbox_conf.too_slow(read.specs, outbox.options))
+        return outbox.problems
+
+    def _embedded(self) -> EmbeddedOutbox | None:
+        outbox = self.outbox()
+        # In a test nothing is relayed that the test has not asked for.
+        return EmbeddedOutbox(outbox) if outbox is not None and outbox.embedded and self.override is None else None
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Does another process relay?"""
+        outbox = self.outbox()
+        return outbox is not None and not outbox.embedded
+
+    @property
+    def _may_connect(self) -> bool:
+        outbox = self.outbox()
+        return outbox is None or outbox.direct_emits or self.always_direct
+
+    # -- with the outbox -----------------------------------------------------------------------------------------
+
+    def loaded(self) -> Brokers:
+        """The brokers with their settings read, connected to nothing: messages for the outbox are prepared by them.
+
+        Raises SettingsError with all that is wrong.
+        """
+        brokers = self._loaded
+        if brokers is None:
+            with self._lock:
+                brokers = connect(self._config())
+                with _in_settings_words():
+                    brokers.load()
+                self._loaded = brokers
+        return brokers
+
+    def for_relay(self) -> Brokers:
+        """The brokers as a relay opens them, not started: what becomes of events is sent as signals in its process.
+
+        Raises SettingsError with all that is wrong.
+        """
+        return connect(_with_signals(self._config(), self.receivers))
+
+    def committed(self) -> None:
+        """Events were committed to the outbox: wake the relay of this process, or start it. Raises nothing.
+
+        Where that cannot be they are safe: another relay sends them, or this one's next start.
+        """
+        try:
+            session = self.session
+            if session is None:
+                if self.ending or (self._closed and self._pid == os.getpid()):
+                    return
+                session = self.reach(direct=False)  # It looks at the table when it starts.
+            if session.outbox is not None:
+                session.outbox.wake()
+        except Exception as exc:
+            logger.error("this process does not relay its outbox, where events wait: %s", exc)
+
+    def _config(self) -> Mapping[str, Mapping[str, Any]]:
+        read = self.settings()
+        conf.require(read.problems)
+        outbox = self.outbox()
+        if outbox is not None and outbox.embedded:
+            refuse_patched_threads()
+        return read.config
 
     # -- closing -------------------------------------------------------------------------------------------------
 
@@ -159,8 +274,9 @@ class Connections:
             self._users = max(self._users - 1, 0)
             if self._users:
                 return
-            self._end()
+            # First: what is committed from now on is left in the outbox, and nobody waits for us to open it again.
             self._closed, self._pid = True, os.getpid()
+            self._end()
         # Not under the lock: a receiver that emits waits for it.
         self.receivers.flush(_RECEIVERS_SECONDS)
 
@@ -170,7 +286,7 @@ class Connections:
             self._end()
             self._closed = False
             self._users = 0
-            self._read = None
+            self._read = self._outbox = self._loaded = None
         self.receivers.flush(_RECEIVERS_SECONDS)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -211,6 +327,25 @@ class Connections:
 
 connections = Connections()
 """Those of this process."""
+
+
+@contextmanager
+def _in_settings_words() -> Generator[None, None, None]:
+    """What is found at the start: of a URL that is a function, or by the client itself."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except ConfigurationError as exc:
+        raise SettingsError([f"DISPYTCH: {problem}" for problem in exc.problems]) from exc
+
+
+def _with_signals(config: Mapping[str, Mapping[str, Any]], receivers: Receivers) -> Mapping[str, Mapping[str, Any]]:
+    """The brokers' settings with a hook that tells Django's signals what becomes of the outbox's events."""
+    if not outbox_conf.installed():
+        return config
+    hook = RelaySignals(receivers)
+    return {alias: {**options, "hooks": [*options.get("hooks", ()), hook]} for alias, options in config.items()}
 
 
 def _at_exit(connections: Connections) -> None:

@@ -17,7 +17,7 @@ __all__ = ["emits"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[[_F], _F]:
+def emits(signal: Signal | Iterable[Signal], *, sender: Any = None, outbox: bool = True) -> Callable[[_F], _F]:
     """Turn a Django signal into events that go out after the commit. Decorates a function that returns them.
 
         @emits(post_save, sender=Order)
@@ -26,6 +26,7 @@ def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[
 
     `signal`: post_save, post_delete, m2m_changed, user_logged_in, one of your own; or several of them.
     `sender`: whose signals; a model signal also takes "app.Model"; a list means each of its members. None: everybody's.
+    `outbox`: False: send after the commit, though the outbox is installed: for models of a database that has none.
 
     The function gets the signal's arguments, those that it names or all with `**kwargs`, and returns an event, a list,
     or None. It stays an ordinary function, to be called in a test. Events wait for the transaction on the
@@ -45,7 +46,7 @@ def emits(signal: Signal | Iterable[Signal], *, sender: Any = None) -> Callable[
                 f"{function.__qualname__} is a coroutine function; write `def`: it returns events, and the emitter "
                 f"sends them"
             )
-        receive = partial(_receive, function, _accepted(function))
+        receive = partial(_receive, function, _accepted(function), outbox)
         uid = f"dispytch {function.__module__}.{function.__qualname__}"
         for each in signals:
             for one in senders:
@@ -68,7 +69,7 @@ def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
 _emitter = Emitter()
 
 
-def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, /, **arguments: Any) -> None:
+def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, outbox: bool, /, **arguments: Any) -> None:
     if arguments.get("raw") or getattr(arguments.get("sender"), "__module__", None) == "__fake__":
         return
     using = arguments.get("using")
@@ -77,8 +78,8 @@ def _receive(function: Callable[..., Any], accepted: frozenset[str] | None, /, *
     if events is None:
         return
     if using is None:
-        _emitter.emit_on_commit(events)
+        _emitter.emit_on_commit(events, outbox=outbox)
     else:
         several = isinstance(events, Iterable) and not isinstance(events, EventBase)
         listed = list(cast("Iterable[EventBase]", events)) if several else [cast("EventBase", events)]
-        _emitter._emit_after_write(listed, using)
+        _emitter._emit_after_write(listed, using, outbox)

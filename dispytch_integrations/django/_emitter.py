@@ -16,8 +16,10 @@ from dispytch_integrations.blocking import BlockingEmitter
 from dispytch_integrations.django._after_commit import after_commit, after_write
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._receivers import send
+from dispytch_integrations.django._storing import store_after_write, store_on_commit
 from dispytch_integrations.django._suppress import held_back
 from dispytch_integrations.django.signals import event_emitted, event_failed
+from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import DispytchError, ProducerTimeout, WrongLoopError
 from dispytch_integrations.events import EventBase, event_id
 from dispytch_integrations.message import Message
@@ -120,6 +122,7 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> str: ...
 
     @overload
@@ -130,6 +133,7 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> list[str]: ...
 
     def emit_on_commit(
@@ -139,12 +143,21 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> str | list[str]:
         """Send an event, or several in their order, once the open transaction is committed; return its id, or theirs.
 
-        The message is made now, so that later changes of the event do not matter. After the commit it is handed to the
-        event loop, and the request goes on; rolled back (a savepoint, too), nothing is sent. Other callbacks of
-        `transaction.on_commit` run after the hand-over: one that raises takes no event away. Without a transaction
+        The message is made now, so that later changes of the event do not matter. Rolled back (a savepoint, too),
+        nothing is sent.
+
+        With the outbox (`dispytch_integrations.django.outbox` in INSTALLED_APPS) it is stored now, by one statement in
+        the open transaction; a relay sends it, whatever becomes of this process. Without a transaction it is stored
+        in autocommit, and is safe when this returns: on `using`, else in the database that your router gives for
+        OutboxEvent. An event id that is stored already is not stored again. What becomes of it is told where the relay
+        runs (here with EMBEDDED), by the signals `event_emitted` and `event_failed`. `outbox`: False: send as without.
+
+        Without the outbox the message is handed to the event loop after the commit, and the request goes on; other
+        callbacks of `transaction.on_commit` run after that: one that raises takes no event away. Without a transaction
         it is handed over at once. A failure after the commit is logged and sent as the signal `event_failed`, and
         raises nothing: the request is committed. A process that is killed between the commit and the
         confirmation loses the event.
@@ -153,17 +166,19 @@ class Emitter(BlockingEmitter):
         transaction is open; None: the setting DISPYTCH_REQUIRE_TRANSACTION, by default no.
 
         Raises TransactionError when several databases have a transaction open and none is named, or a named one has
-        none while another has, or autocommit is off outside of an atomic block; RouteError, HeaderError, SettingsError
-        as `emit`, and WrongLoopError in async code.
+        none while another has, or autocommit is off outside of an atomic block, or the database has no outbox;
+        RouteError, HeaderError, SettingsError as `emit`, WrongLoopError in async code, and NotStartedError with
+        `outbox=False` where another process relays and DIRECT_EMITS is not set.
         """
         if _several(event):
-            return self._many_on_commit(cast("Iterable[EventBase]", event), using, require_transaction, headers)
+            return self._many_on_commit(cast("Iterable[EventBase]", event), using, require_transaction, headers, outbox)
         held = held_back()
         if held is not None:
             held.add(event)
             return event_id(event)
-        prepared = self._reach("emit_on_commit").emitter.prepare(event, headers)
-        after_commit([prepared], using, require_transaction)
+        emitter, stores = self._prepares(outbox)
+        prepared = emitter.prepare(event, headers)
+        (store_on_commit if stores else after_commit)([prepared], using, require_transaction)
         return prepared[1].id
 
     def _many_on_commit(
@@ -172,6 +187,7 @@ class Emitter(BlockingEmitter):
         using: str | None,
         require_transaction: bool | None,
         headers: Mapping[str, Any] | None,
+        outbox: bool,
     ) -> list[str]:
         held = held_back()
         if held is not None:
@@ -179,22 +195,23 @@ class Emitter(BlockingEmitter):
             for event in listed:
                 held.add(event)
             return [event_id(event) for event in listed]
-        prepared = self._reach("emit_on_commit").emitter.prepare_many(events, headers)
+        emitter, stores = self._prepares(outbox)
+        prepared = emitter.prepare_many(events, headers)
         if prepared:
-            after_commit(prepared, using, require_transaction)
+            (store_on_commit if stores else after_commit)(prepared, using, require_transaction)
         return [message.id for _, message in prepared]
 
-    def _emit_after_write(self, events: Sequence[EventBase], database: str) -> None:
+    def _emit_after_write(self, events: Sequence[EventBase], database: str, outbox: bool) -> None:
         """`emit_on_commit` of what a signal tells: the write was made on this database, in a transaction or without."""
         held = held_back()
         if held is not None:
             for event in events:
                 held.add(event)
             return
-        emitter = self._reach("emit_on_commit").emitter
+        emitter, stores = self._prepares(outbox)
         prepared = [emitter.prepare(event) for event in events]
         if prepared:
-            after_write(prepared, database)
+            (store_after_write if stores else after_write)(prepared, database)
 
     @overload
     async def aemit_on_commit(
@@ -204,6 +221,7 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> str: ...
 
     @overload
@@ -214,6 +232,7 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> list[str]: ...
 
     async def aemit_on_commit(
@@ -223,10 +242,11 @@ class Emitter(BlockingEmitter):
         require_transaction: bool | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
+        outbox: bool = True,
     ) -> str | list[str]:
         """`emit_on_commit` for async code: it runs in the thread where Django's connections live."""
         emit = cast("Callable[..., str | list[str]]", self.emit_on_commit)
-        return await sync_to_async(emit)(event, using, require_transaction, headers=headers)
+        return await sync_to_async(emit)(event, using, require_transaction, headers=headers, outbox=outbox)
 
     # -- what becomes of them ------------------------------------------------------------------------------------
 
@@ -259,14 +279,17 @@ class Emitter(BlockingEmitter):
 
     # -- where they go -------------------------------------------------------------------------------------------
 
+    def _prepares(self, outbox: bool) -> tuple[EventEmitter, bool]:
+        """What prepares an event that waits for a commit, and whether it is stored; that needs no connection."""
+        if not outbox or connections.outbox() is None:
+            return self._reach("emit_on_commit").emitter, False
+        _refuse_loop("emit_on_commit")
+        brokers = connections.loaded()
+        return (brokers.emitter if self.alias is None else brokers.emitter_to(self.alias)), True
+
     def _reach(self, method: str) -> Way:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._open_way()
-        raise WrongLoopError(
-            f"{method}() was called where an event loop is running, and would block it: write `await a{method}(...)`"
-        )
+        _refuse_loop(method)
+        return self._open_way()
 
     async def _areach(self) -> Way:
         if connections.session is None:
@@ -278,6 +301,16 @@ class Emitter(BlockingEmitter):
         session = connections.reach()
         emitter = session.brokers.emitter if self.alias is None else session.brokers.emitter_to(self.alias)
         return Way(emitter, session.calls)
+
+
+def _refuse_loop(method: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise WrongLoopError(
+        f"{method}() was called where an event loop is running, and would block it: write `await a{method}(...)`"
+    )
 
 
 def _several(event: Any) -> bool:

@@ -11,6 +11,9 @@ from django.utils.module_loading import autodiscover_modules
 
 __all__ = ["DispytchConfig"]
 
+_SETTINGS = ("DATABASE_ROUTERS", "DISPYTCH", "DISPYTCH_OUTBOX", "INSTALLED_APPS")
+"""What says which connections there are."""
+
 
 class DispytchConfig(AppConfig):
     """`INSTALLED_APPS += ["dispytch_integrations.django"]`."""
@@ -34,7 +37,7 @@ class DispytchConfig(AppConfig):
 def _settings_changed(*, setting: str, **arguments: Any) -> None:
     from dispytch_integrations.django._connections import connections
 
-    if setting == "DISPYTCH":
+    if setting in _SETTINGS:
         connections.reset()
 
 

@@ -635,8 +635,8 @@ def test_brokers_that_are_exchanged_in_the_moment_of_the_hand_over(
     """Another thread changes the settings between two steps of the commit: the event goes to the new brokers."""
     reach = connections.reach
 
-    def reach_what_is_closed_then() -> Session:
-        session = reach()
+    def reach_what_is_closed_then(**arguments: bool) -> Session:
+        session = reach(**arguments)
         monkeypatch.undo()
         connections.reset()
         return session

@@ -122,8 +122,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         "dispytch.E009 DISPYTCH_OUTBOX['POLL_INTERVAL'] must be a number of seconds above 0, not '1'.",
         "dispytch.E009 DISPYTCH_OUTBOX['KEEP_SENT'] must be a number of seconds, 0 or more, or None, not -1.",
         (
-            "dispytch.E009 DISPYTCH_OUTBOX['DATABASES'] names 'defualt', which is no database (did you mean 'default'?)."
-            " DATABASES has 'default', 'archive'."
+            "dispytch.E009 DISPYTCH_OUTBOX['DATABASES'] names 'defualt', which is no database (did you mean "
+            "'default'?). DATABASES has 'default', 'archive'."
         ),
         "dispytch.E009 DISPYTCH_OUTBOX['DATABASES'] names 7, which is no database. DATABASES has 'default', 'archive'.",
     ]

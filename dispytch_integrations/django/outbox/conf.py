@@ -32,13 +32,17 @@ from django.utils.module_loading import import_string
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.django.conf import Problem
 from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.settings import BrokerSpec
 
-__all__ = ["APP", "LABEL", "OutboxSettings", "installed", "read"]
+__all__ = ["APP", "FITS", "LABEL", "OutboxSettings", "installed", "not_installed", "read", "too_slow"]
 
 APP = "dispytch_integrations.django.outbox"
 """What stands in INSTALLED_APPS."""
 LABEL = "dispytch_outbox"
 """The app's label."""
+
+FITS = 0.75
+"""How much of a lease a delivery may take, at most: it is renewed each quarter."""
 
 _EXAMPLE = 'DISPYTCH_OUTBOX = {"DATABASES": ["default"], "EMBEDDED": False}'
 _DEFAULTS = RelayOptions()
@@ -88,6 +92,32 @@ def read() -> OutboxSettings:
         reader.wrong("E008", told, f"Write {_EXAMPLE}.")
         given = {}
     return reader.read(cast("Mapping[object, Any]", given))
+
+
+def not_installed() -> tuple[Problem, ...]:
+    """The problem of a project that has the setting, and not the app; nothing while Django is not set up yet."""
+    if installed() or not apps.apps_ready or getattr(settings, "DISPYTCH_OUTBOX", None) is None:
+        return ()
+    told = f"DISPYTCH_OUTBOX is set, and {APP!r} is not in INSTALLED_APPS: no event would be stored."
+    return (Problem("dispytch.E010", told, f"Write INSTALLED_APPS += [{APP!r}], or remove the setting."),)
+
+
+def too_slow(specs: Mapping[str, BrokerSpec], options: RelayOptions) -> tuple[Problem, ...]:
+    """The problems of brokers whose timeout does not fit into the lease: a relay could never send."""
+    found: list[Problem] = []
+    for alias, spec in specs.items():
+        timeout, where = spec.options.timeout, f"DISPYTCH[{alias!r}]['TIMEOUT']"
+        if timeout is None:
+            told = f"{where} is None, and a relay must know when a delivery is over."
+            found.append(Problem("dispytch.E011", told, 'Write "TIMEOUT": 5.'))
+        elif timeout > options.lease * FITS:
+            told = (
+                f"{where} is {timeout:g} s, and the outbox's LEASE {options.lease:g} s, which is renewed each "
+                f"{options.lease / 4:g} s: a relay could never send."
+            )
+            hint = f'Write "LEASE": {timeout * 2:g} in DISPYTCH_OUTBOX, or a shorter TIMEOUT.'
+            found.append(Problem("dispytch.E011", told, hint))
+    return tuple(found)
 
 
 class _Reader:

@@ -170,8 +170,8 @@ class DjangoStore(OutboxInSQL):
             memory = connection.vendor == "sqlite" and ":memory:" in str(connection.settings_dict["NAME"])
             raise SettingsError(
                 [
-                    f"database {self.alias!r} is SQLite in memory, where each connection has a database of its own, and "
-                    f"a relay needs one; give it a file"
+                    f"database {self.alias!r} is SQLite in memory, where each connection has a database of its own, "
+                    f"and a relay needs one; give it a file"
                     if memory
                     else f"the outbox's tables are missing in database {self.alias!r} ({' and '.join(missing)}): run "
                     f"manage.py migrate{'' if self.alias == 'default' else f' --database {self.alias}'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -68,6 +69,7 @@ def ratio(times: Mapping[str, list[float]], name: str, baseline: str) -> float:
 
 def show(topic: str) -> None:
     """Run one topic and print its rows as they come; called in a process of its own."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Databases and brokers of its own go with it.
     asyncio.run(_show(import_module(f"benchmarks.{topic}").run()))
 
 

@@ -85,8 +85,8 @@ async def several(url: str, database: Database) -> AsyncIterator[Row]:
         measured=statistics.median(a.seconds / b.seconds for a, b in zip(runs[1], runs[4], strict=True)),
         unit="x",
         reach=">= 1.0",
-        note=f"{four:.0f} k/s; {os.cpu_count()} cores for relays, database and broker; of them the relays use {cpu[1]:.0f} us "
-        f"per event, one {cpu[0]:.0f}",
+        note=f"{four:.0f} k/s; {os.cpu_count()} cores for relays, database and broker; the relays use {cpu[1]:.0f} "
+        f"us per event, one {cpu[0]:.0f}",
     )
     statements = [statistics.median(run.statements for run in runs[count]) * 1000 / BACKLOG for count in (1, 4)]
     yield Row(

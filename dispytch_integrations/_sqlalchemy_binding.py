@@ -101,7 +101,7 @@ def keep(factory: object, target: object, wait: object) -> None:
 
 def session_class(factory: object) -> type[Session] | type[AsyncSession]:
     """The class of the sessions that a factory makes. Raises TypeError."""
-    made: Any = factory
+    given = made = cast("Any", factory)
     if isinstance(factory, (scoped_session, async_scoped_session)):
         made = cast("Any", factory).session_factory
     if isinstance(cast("object", made), (sessionmaker, async_sessionmaker)):
@@ -115,7 +115,7 @@ def session_class(factory: object) -> type[Session] | type[AsyncSession]:
         )
     raise TypeError(
         f"bind() takes a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session or a class of sessions "
-        f"first, not a {type(factory).__name__}; write bind(Session, emitter)"
+        f"first, not a {type(given).__name__}; write bind(Session, emitter)"
     )
 
 

@@ -281,8 +281,15 @@ class AsyncStore(OutboxInSQL):
 
 async def _listen_asyncpg(driver: Any, wake: Callable[[], None]) -> None:
     ended = asyncio.Event()
-    driver.add_termination_listener(lambda connection: ended.set())
-    await driver.add_listener(CHANNEL, lambda *notification: wake())
+
+    def end(connection: Any) -> None:
+        ended.set()
+
+    def notified(*notification: Any) -> None:
+        wake()
+
+    driver.add_termination_listener(end)
+    await driver.add_listener(CHANNEL, notified)
     wake()
     await ended.wait()
     raise ConnectionError("the connection that listens was closed")

@@ -104,7 +104,8 @@ async def opened(
         metadata.create_all(connection)
     brokers = connect(url, timeout=timeout, **(broker or {}))
     await brokers.start()
-    relaying = Outbox(engine, brokers, RelayOptions(**{"backoff": 0.05, "lease": 4.0, "poll_interval": 0.2, **options}))
+    given: dict[str, Any] = {"backoff": 0.05, "lease": 4.0, "poll_interval": 0.2, **options}
+    relaying = Outbox(engine, brokers, RelayOptions(**given))
     try:
         yield relaying
         await relaying.stop()
@@ -228,13 +229,17 @@ async def test_a_connection_that_broke_once_counts_for_nobody(tmp_path: Path) ->
         return [UnconfirmedError("hung up") for _ in messages]
 
     async with opened(tmp_path) as outbox:
+
+        def all_sent() -> bool:
+            return breaks == 0 and not outbox.rows()
+
         outbox.broker.producer = producer = _Fussy(answer)
         outbox.start()
         for number in range(3):
             breaks = 1
             outbox.put([Noted(name=f"k{n}", number=number) for n in range(1 if number == 0 else 50)])
             outbox.relay.wake()
-            await until(lambda: breaks == 0 and not outbox.rows())
+            await until(all_sent)
         assert outbox.relay.counts.attempts_failed == 0
         assert len(producer.sent) == 101
 

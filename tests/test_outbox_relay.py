@@ -1,13 +1,15 @@
-"""The relay: at least once, in order per key, whatever fails; on PostgreSQL, to brokers that fail when they are told to."""
+"""The relay: at least once, in order per key, whatever fails; on PostgreSQL, to brokers that fail when told to."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,16 @@ from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox import relay as relay_module
-from dispytch_integrations.outbox.record import Record, record_of
+from dispytch_integrations.outbox.record import record_of
 from dispytch_integrations.outbox.relay import Relay, RelayOptions
 from dispytch_integrations.outbox.store import Selection, State
 from tests.support.outboxes import (
     Database,
     FakeBackend,
+    FakeProducer,
     Watched,
     eventually,
     message,
-    opened,
     record,
     relaying,
     started,
@@ -80,6 +82,18 @@ async def store(engine: AsyncEngine) -> AsyncStore | SyncStore:
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend()
+
+
+def _arrived(fake: FakeProducer, number: int) -> bool:
+    return number in fake.numbers()
+
+
+def _has_sent(producer: MemoryProducer, count: int) -> bool:
+    return len(producer.sent) == count
+
+
+def _refuse_once(refused: list[int], message: Message) -> Exception | None:
+    return _REFUSED if refused and refused.pop() == 0 else None
 
 
 def _attempts(database: Database) -> list[tuple[int, int]]:
@@ -233,7 +247,7 @@ async def test_backoff_grows_with_jitter(database: Database, store: AsyncStore, 
         assert len(set(delays)) > 20, "they differ"
         assert max(map(float, map(str, delays))) - min(map(float, map(str, delays))) > expected * 0.15
     tried = backend.fake.attempts(7)
-    pauses = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
     assert len(pauses) == 4
     assert all(pause >= least for pause, least in zip(pauses, (0.015, 0.03, 0.0375, 0.0375), strict=True)), pauses
 
@@ -356,7 +370,7 @@ async def test_an_outage_uses_up_no_attempts_and_stops_one_broker_alone(
             for number in range(10, 15):
                 database.insert([record(number, broker="alerts"), record(number, "anna")])
                 relay.wake()
-                await eventually(lambda number=number: number in alerts.fake.numbers())
+                await eventually(partial(_arrived, alerts.fake, number))
             assert relay.outages == ["default"]
             assert {attempts for _, attempts in _attempts(database)} == {0}
             assert database.count("state = 1") == 0
@@ -439,7 +453,7 @@ async def test_a_failure_that_is_not_noted_lets_nobody_pass(
     watched = Watched(store)
     getattr(watched, kind)["settle"] = 3
     refused = [0]
-    backend.fake.answer = lambda message: _REFUSED if refused and not refused.clear() else None
+    backend.fake.answer = partial(_refuse_once, refused)
     async with started(default=backend) as brokers, relaying(watched, brokers, backoff=0.02):
         await eventually(lambda: len(backend.fake.sent) == 4)
     assert backend.fake.numbers("anna") == [0, 1, 2, 3]
@@ -540,7 +554,7 @@ async def test_a_wake_from_another_thread_is_heard_at_once(
             database.insert([record(number)])
             begun = time.monotonic()
             await asyncio.to_thread(relay.wake)
-            await eventually(lambda number=number: number in backend.fake.numbers(), 5)
+            await eventually(partial(_arrived, backend.fake, number), 5)
             delays.append(time.monotonic() - begun)
             await asyncio.sleep(0.05)
         relay.wake()
@@ -564,7 +578,7 @@ async def test_an_idle_relay_looks_rarely(database: Database, store: AsyncStore,
 async def test_a_slow_broker_does_not_hold_up_another(
     database: Database, store: AsyncStore, backend: FakeBackend
 ) -> None:
-    """One broker answers after a second: the events of the other one go out meanwhile, however many wait for the first."""
+    """One broker answers after a second: those of the other one go out meanwhile, however many wait for the first."""
     slow = FakeBackend()
     slow.fake.delay = lambda message: 1.2
     async with started(timeout=1.5, default=backend, slow=slow) as brokers:
@@ -575,7 +589,7 @@ async def test_a_slow_broker_does_not_hold_up_another(
                 database.insert([record(number)])
                 begun = time.monotonic()
                 relay.wake()
-                await eventually(lambda number=number: number in backend.fake.numbers())
+                await eventually(partial(_arrived, backend.fake, number))
                 delays.append(time.monotonic() - begun)
             assert max(delays) < 0.6, delays
 
@@ -624,7 +638,7 @@ async def test_a_retry_is_tried_when_its_time_has_come(
     """A retry must not wait for the next poll: the relay knows when it is due."""
     database.insert([record(0, "anna")])
     refused = [0]
-    backend.fake.answer = lambda message: _REFUSED if refused and not refused.clear() else None
+    backend.fake.answer = partial(_refuse_once, refused)
     async with started(default=backend) as brokers, relaying(store, brokers, backoff=0.8, poll_interval=30):
         await eventually(lambda: backend.fake.numbers() == [0], 5)
     first, second = backend.fake.attempts(0)
@@ -694,7 +708,7 @@ async def test_a_stopped_relay_can_run_again(database: Database, store: AsyncSto
         for number in range(2):
             database.insert([record(number)])
             running = asyncio.create_task(relay.run())
-            await eventually(lambda number=number: number in backend.fake.numbers())
+            await eventually(partial(_arrived, backend.fake, number))
             relay.stop()
             await asyncio.wait_for(running, 5)
         backend.up = False
@@ -859,7 +873,7 @@ async def test_embedded_in_an_app(tmp_path: Path, driver: str) -> None:
                 with database.engine.begin() as connection:
                     outbox.insert(connection, records)
                 await asyncio.to_thread(outbox.committed)
-                await eventually(lambda producer=producer: len(producer.sent) == 50)
+                await eventually(partial(_has_sent, producer, 50))
                 assert [each.id for each in producer.sent] == [each.event_id for each in records]
                 await emitter.emit(_Placed(number=99))  # Directly, too.
                 assert len(producer.sent) == 51

@@ -17,7 +17,7 @@ import sqlmodel
 import sqlmodel.ext.asyncio.session
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, create_engine, event, insert, select, text
+from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -53,6 +53,7 @@ from tests.support.sessions import (
     ASYNCHRONOUS,
     DRIVERS,
     SCENARIOS,
+    USED,
     Base,
     Order,
     Placed,
@@ -65,6 +66,7 @@ from tests.support.sessions import (
     put_in,
     run,
     session_factory,
+    uses_a_connection,
 )
 
 
@@ -303,55 +305,21 @@ async def test_a_session_without_autobegin_says_that_nothing_is_open(emitter: Ev
 # -- plain connections ---------------------------------------------------------------------------------------------
 
 
-def uses_a_connection(connection: Connection, emitter: EventEmitter) -> None:
-    def emit(number: int) -> None:
-        connection.execute(insert(Order).values(id=number, text=""))
-        emit_on_commit(connection, Placed(number=number), emitter=emitter)
-
-    emit_on_commit(connection, Placed(number=0), emitter=emitter)
-    connection.commit()
-    emit(1)
-    connection.rollback()
-    emit(2)
-    emit(3)
-    with suppress(Undone), connection.begin_nested():
-        emit(4)
-        with connection.begin_nested():
-            emit(5)
-        raise Undone
-    with connection.begin_nested():
-        emit(6)
-    connection.commit()
-    connection.commit()
-    emit(7)
-    connection.rollback()
-    connection.execute(insert(Order).values(id=8, text=""))
-    connection.commit()
-    with connection.begin():
-        emit(9)
-    savepoint = (connection.begin(), connection.begin_nested())[1]
-    emit(10)
-    savepoint.rollback()
-    emit(11)
-    connection.commit()
-    emit(12)
-
-
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_plain_connections_commit(driver: str, on: Callable[[str], Database], emitter: EventEmitter) -> None:
     """Without the ORM the same holds: commit as you go, blocks, savepoints; closed without a commit, nothing."""
     async with session_factory(on(driver), driver) as (_, engine):
         if driver in ASYNCHRONOUS:
             async with engine.connect() as connection:
-                await connection.run_sync(uses_a_connection, emitter)
+                await connection.run_sync(uses_a_connection, emitter=emitter)
         else:
 
             def in_thread() -> None:
                 with engine.connect() as connection:
-                    uses_a_connection(connection, emitter)
+                    uses_a_connection(connection, emitter=emitter)
 
             await asyncio.to_thread(in_thread)
-    await arrived(emitter, [0, 2, 3, 6, 9, 11])
+    await arrived(emitter, USED)
 
 
 async def test_engine_begin(on: Callable[[str], Database], emitter: EventEmitter) -> None:

@@ -284,7 +284,7 @@ class Arena:
     def _attempts(self) -> int:
         events, _ = outbox_tables(programs.metadata)
         with self.database.engine.connect() as connection:
-            return connection.execute(select(func.coalesce(func.max(events.c.attempts), 0))).scalar_one()
+            return int(connection.execute(select(func.coalesce(func.max(events.c.attempts), 0))).scalar_one())
 
     # -- the verdict ---------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Integer, String, create_engine, insert
+from sqlalchemy import Connection, Integer, String, create_engine, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -290,3 +290,45 @@ SCENARIOS: list[tuple[Callable[[Session], None], list[int]]] = [
     (commits_the_root_with_a_savepoint_open, [1, 2]),
     (commits_twice, [1, 2]),
 ]
+
+
+# -- the same with a plain connection ------------------------------------------------------------------------------
+
+
+def uses_a_connection(connection: Connection, **given: Any) -> None:
+    """Emit as `given` says; the numbers in USED are committed."""
+
+    def emit(number: int) -> None:
+        connection.execute(insert(Order).values(id=number, text=""))
+        emit_on_commit(connection, Placed(number=number), **given)
+
+    emit_on_commit(connection, Placed(number=0), **given)
+    connection.commit()
+    emit(1)
+    connection.rollback()
+    emit(2)
+    emit(3)
+    with suppress(Undone), connection.begin_nested():
+        emit(4)
+        with connection.begin_nested():
+            emit(5)
+        raise Undone
+    with connection.begin_nested():
+        emit(6)
+    connection.commit()
+    connection.commit()
+    emit(7)
+    connection.rollback()
+    connection.execute(insert(Order).values(id=8, text=""))
+    connection.commit()
+    with connection.begin():
+        emit(9)
+    savepoint = (connection.begin(), connection.begin_nested())[1]
+    emit(10)
+    savepoint.rollback()
+    emit(11)
+    connection.commit()
+    emit(12)
+
+
+USED = [0, 2, 3, 6, 9, 11]

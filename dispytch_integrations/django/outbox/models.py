@@ -4,6 +4,9 @@ The outbox itself writes and reads them with SQL of its own, the same for Django
 milliseconds since 1970 by the database's clock.
 """
 
+# Django carries no types.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import ClassVar

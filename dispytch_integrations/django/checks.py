@@ -7,9 +7,11 @@
     dispytch.E005   an event's __broker__ is no alias of DISPYTCH
     dispytch.E006   no broker takes an event's route, or several would
     dispytch.E007   two event classes have the same __event_type__
+    dispytch.E008   and further: of the outbox, see `outbox/checks.py`
     dispytch.W001   memory:// with DEBUG=False: events go nowhere
 
-Servers run no checks: middleware, `get_asgi_application` and the first emit raise E001 to E004 themselves.
+Servers run no checks: middleware, `get_asgi_application` and the first emit raise E001 to E004 themselves, and of the
+outbox E008 to E010.
 """
 
 from __future__ import annotations

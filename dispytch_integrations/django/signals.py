@@ -9,6 +9,9 @@
 Receivers may use the ORM, and may raise: that is logged, and hurts nobody. For `emit` and `aemit` they run where the
 event was emitted, before the call returns. For events after a commit, and for brokers, they run on a thread of their
 own (with the context variables of whoever emitted), whose database connections are closed after each.
+
+With the outbox they are sent where the relay runs: in the process of `manage.py dispytch relay`, or with EMBEDDED in
+this one. `event` is None there, since the message was read from the table, and `sender` is found by the event type.
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ __all__ = ["broker_started", "broker_stopped", "event_emitted", "event_failed"]
 event_emitted = Signal()
 """The broker has confirmed an event.
 
-`sender`: the event's class; `event`: the event; `message`: the Message (id, destination, headers, payload); `alias`:
-the broker's alias; `after_commit`: was it sent by `emit_on_commit`?
+`sender`: the event's class; `event`: the event, None in a relay; `message`: the Message (id, destination, headers,
+payload); `alias`: the broker's alias; `after_commit`: was it sent by `emit_on_commit`?
 """
 
 event_failed = Signal()
 """An event was not confirmed: arguments as `event_emitted`, and `error`: the exception.
 
-An UnconfirmedError (ProducerTimeout among them) says that it may have been delivered all the same.
+An UnconfirmedError (ProducerTimeout among them) says that it may have been delivered all the same. A relay sends it
+for each attempt that counts, and tries again until MAX_ATTEMPTS; none for what a broker that is down has not got yet.
 """
 
 broker_started = Signal()

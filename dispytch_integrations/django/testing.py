@@ -7,6 +7,10 @@
             self.emitted_events.assert_emitted(OrderPlaced, order_id=1)
 
 With pytest it is the fixture `emitted_events`. Brokers of every alias are memory meanwhile, whatever DISPYTCH says.
+
+With the outbox nothing changes: events are stored in the test's transaction, and when that is committed (in a TestCase
+by captureOnCommitCallbacks) taken out of the table and sent to memory. No relay runs in a test, unless it calls
+`relay_outbox()`.
 """
 
 from __future__ import annotations
@@ -26,12 +30,21 @@ from dispytch_integrations.django import _after_commit
 from dispytch_integrations.django._after_commit import Waiting
 from dispytch_integrations.django._connections import connections
 from dispytch_integrations.django._decorating import Decorating
+from dispytch_integrations.django._storing import Stored
+from dispytch_integrations.django._testing_outbox import relay_outbox
 from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
 from dispytch_integrations.settings import transport_of
 
-__all__ = ["EmittedEvents", "EmittedEventsMixin", "MemoryBrokersRunner", "emitted_events", "override_brokers"]
+__all__ = [
+    "EmittedEvents",
+    "EmittedEventsMixin",
+    "MemoryBrokersRunner",
+    "emitted_events",
+    "override_brokers",
+    "relay_outbox",
+]
 
 _E = TypeVar("_E", bound=EventBase)
 _Config = Mapping[str, Mapping[str, Any]]
@@ -120,7 +133,9 @@ class EmittedEvents(Sequence[EventBase]):
     def messages(self) -> list[Message]:
         """What a broker would have got, with headers, destinations and payloads."""
         connections.flush()
-        return list(self._recorder.sent_messages)
+        messages = list(self._recorder.sent_messages)
+        self._remember_events(messages)
+        return messages
 
     @property
     def emitted(self) -> list[EventBase]:
@@ -130,12 +145,21 @@ class EmittedEvents(Sequence[EventBase]):
     @property
     def pending(self) -> list[EventBase]:
         """The events that wait for their transaction to be committed."""
-        return self._of(lambda waiting: waiting.registered and not waiting.done)
+        sent = {message.id for message in self.messages}
+        return _events(
+            message
+            for waiting in self._waiting
+            if waiting.registered and not waiting.done
+            for _, message in waiting.prepared
+            # By relay_outbox(), which needs no commit.
+            if not (isinstance(waiting, Stored) and message.id in sent)
+        )
 
     @property
     def rolled_back(self) -> list[EventBase]:
         """The events whose transaction, or savepoint, was rolled back."""
-        return self._of(lambda waiting: not waiting.registered and not waiting.done)
+        rolled_back = [waiting for waiting in self._waiting if not waiting.registered and not waiting.done]
+        return _events(message for waiting in rolled_back for _, message in waiting.prepared)
 
     def clear(self) -> None:
         """Forget all of it; what is pending may still be emitted."""
@@ -206,8 +230,14 @@ class EmittedEvents(Sequence[EventBase]):
             lines.append("Nothing was emitted, and nothing waits for a commit.")
         raise AssertionError("\n".join(lines))
 
-    def _of(self, chosen: Callable[[Waiting], bool]) -> list[EventBase]:
-        return _events(message for waiting in self._waiting if chosen(waiting) for _, message in waiting.prepared)
+    def _remember_events(self, messages: Sequence[Message]) -> None:
+        """Give the events back to messages that a relay has read from the outbox."""
+        if all(message.event is not None for message in messages):
+            return
+        events = {message.id: message.event for waiting in self._waiting for _, message in waiting.prepared}
+        for message in messages:
+            if message.event is None:
+                message.event = events.get(message.id)
 
 
 def _events(messages: Iterable[Message]) -> list[EventBase]:

@@ -14,3 +14,9 @@ class OutboxConfig(AppConfig):
     label = "dispytch_outbox"
     verbose_name = "Outbox (dispytch)"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the checks."""
+        from dispytch_integrations.django.outbox import checks
+
+        checks.register()

@@ -38,10 +38,11 @@ def store(outbox: SQLAlchemyOutbox, connection: Connection, records: Sequence[Re
     except StatementError as exc:
         exc.hide_parameters = True
         if isinstance(exc, ProgrammingError) or (isinstance(exc, OperationalError) and "no such table" in str(exc)):
+            said = str(exc.orig).partition("\n")[0]
             raise ConfigurationError(
-                f"{_told(len(records))} not be stored in the outbox of {address_of(connection.engine)}: "
-                f"{str(exc.orig).partition(chr(10))[0]}; is its table there? Write outbox_tables(metadata) beside your tables "
-                f"and create them (metadata.create_all, or an Alembic revision)"
+                f"{_told(len(records))} not be stored in the outbox of {address_of(connection.engine)}: {said}; is its "
+                f"table there? Write outbox_tables(metadata) beside your tables and create them (metadata.create_all, "
+                f"or an Alembic revision)"
             ) from exc
         exc.add_note(f"{_told(len(records))} not be stored in the outbox; the transaction was not committed")
         raise

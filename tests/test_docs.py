@@ -28,6 +28,7 @@ import tomllib
 import types
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 
 from dispytch_integrations import errors
 from dispytch_integrations.brokers import Brokers
+from dispytch_integrations.outbox.relay import RelayOptions
 from dispytch_integrations.settings import load_brokers
 from tests.support.django_pages import DjangoPage
 from tests.support.outboxes import Database, temporary_database
@@ -472,11 +474,25 @@ def test_settings_of_django_are_documented_with_their_defaults() -> None:
     }
 
 
+def test_settings_of_the_outbox_are_documented_with_their_defaults() -> None:
+    """The same of DISPYTCH_OUTBOX, and of the relay's options."""
+    options = {field.name: field.default for field in fields(RelayOptions)}
+    rows = {
+        name: ast.literal_eval(cells[-1].strip("`")) for name, cells in _rows("django-outbox.md", "Settings").items()
+    }
+    others = {"DATABASES": ["default"], "EMBEDDED": False, "DIRECT_EMITS": False}
+    assert rows == {name.upper(): value for name, value in options.items()} | others
+    rows = {name: cells[0].strip("`") for name, cells in _rows("outbox.md", "Who relays").items()}
+    assert rows == {name: repr(value) for name, value in options.items()}
+
+
 def test_checks_of_django_are_documented() -> None:
     """An id in the output of `manage.py check` is what people search for."""
     from dispytch_integrations.django import checks, conf
+    from dispytch_integrations.django.outbox import checks as outbox_checks
+    from dispytch_integrations.django.outbox import conf as outbox_conf
 
-    source = inspect.getsource(checks) + inspect.getsource(conf)
+    source = "".join(inspect.getsource(each) for each in (checks, conf, outbox_checks, outbox_conf))
     ids = {f"dispytch.{number}" for number in re.findall(r"\b([EW]\d{3})\b", source)}
     assert set(_rows("django.md", "Checks")) == ids
 

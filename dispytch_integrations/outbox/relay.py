@@ -270,6 +270,7 @@ class Relay:
             except Exception as exc:
                 self._note_database(exc)
             else:
+                self.last_error = None
                 self._beat_now()
                 if self._leases.is_asked:
                     self._woken.set()
@@ -333,7 +334,6 @@ class Relay:
                 found, room = await self._in_time(self._fetch())
                 await self._in_time(self._give_away())
                 await self._in_time(self._keep_house())
-                self.last_error = None
                 pause = _FIRST_PAUSE
             except Exception as exc:
                 if until_empty:
@@ -409,6 +409,7 @@ class Relay:
             not_lanes=sorted(slow.union(self._blocked)),
         )
         fetched = await self.store.fetch(query)
+        self.last_error = None
         self.counts.fetches += 1
         for record in fetched.records:
             if record.lane in self._blocked:

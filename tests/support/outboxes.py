@@ -40,6 +40,7 @@ __all__ = [
     "relaying",
     "started",
     "temporary_database",
+    "unavailable",
 ]
 
 # -- databases -----------------------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def temporary_database(kind: str, directory: Path | None = None) -> Generator[Da
     given = {name: os.environ.get(f"TEST_{server}_{name}", "") for name in ("HOST", "PORT", "USER", "PASSWORD")}
     host, port = given["HOST"] or "127.0.0.1", int(given["PORT"] or _PORTS[kind])
     if not _listens(host, port):
-        _unavailable(f"no {server} at {host}:{port}; TEST_{server}_HOST names another")
+        unavailable(f"no {server} at {host}:{port}; TEST_{server}_HOST names another")
     name = f"t{secrets.token_hex(6)}"
     location = URL.create(kind, given["USER"] or _USERS[kind], given["PASSWORD"] or None, host, port, name)
     admin_url = URL.create(
@@ -137,7 +138,8 @@ def _listens(host: str, port: int) -> bool:
         return False
 
 
-def _unavailable(reason: str) -> NoReturn:
+def unavailable(reason: str) -> NoReturn:
+    """Skip; fail in CI."""
     # As for brokers: in CI a skip would be a hole that nobody sees.
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(f"{reason} (CI=true: nothing is skipped)", pytrace=False)

@@ -1,12 +1,16 @@
 """Settings: memory and SQLite, unless the environment names a broker (TEST_BROKER) or another database (TEST_DATABASE).
 
 TEST_DATABASE: "postgresql" or "mariadb": those of this machine, or TEST_DATABASE_HOST and TEST_DATABASE_PORT, USER and
-PASSWORD. TEST_DATABASE_PREFIX: what the databases' names begin with.
+PASSWORD. TEST_DATABASE_PREFIX: what the databases' names begin with. TEST_FOLDER: where SQLite's files are.
+
+TEST_OUTBOX: DISPYTCH_OUTBOX as JSON; with it the outbox is installed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "dispytch_integrations.django",
     "tests.django.project.shop",
+    *(["dispytch_integrations.django.outbox"] if "TEST_OUTBOX" in os.environ else []),
 ]
 MIDDLEWARE = ["dispytch_integrations.django.middleware.EmitterMiddleware"]
 
@@ -31,6 +36,8 @@ DISPYTCH = {
         "SHUTDOWN_TIMEOUT": 10,
     },
 }
+if "TEST_OUTBOX" in os.environ:
+    DISPYTCH_OUTBOX = json.loads(os.environ["TEST_OUTBOX"])
 
 
 def _database(name: str) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def _database(name: str) -> dict[str, Any]:
             "HOST": host,
             "PORT": port or "3306",
         }
-    folder = Path(os.environ.get("TEST_FOLDER", "."))
+    folder = Path(os.environ.get("TEST_FOLDER") or tempfile.gettempdir())
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": folder / f"{name}.sqlite3"}
 
 

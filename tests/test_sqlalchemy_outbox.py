@@ -595,6 +595,30 @@ async def test_a_commit_that_was_given_up_can_be_tried_again(driver: str, on: Ca
     assert stored(on(driver)) == [1, 2]
 
 
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "sqlite+pysqlite"])
+async def test_what_was_stored_within_a_savepoint_that_is_undone(driver: str, on: Callable[[str], Database]) -> None:
+    """The event came before the savepoint, and a commit that was given up stored it within: it is stored again."""
+
+    def fails(session: Session) -> None:
+        raise Undone
+
+    def places(session: Session) -> None:
+        order(session, 1)
+        root = session.begin_nested().parent
+        assert root is not None
+        event.listen(session, "before_commit", fails, once=True)
+        with suppress(Undone):
+            root.commit()
+        savepoint = session.get_nested_transaction()
+        assert savepoint is not None
+        savepoint.rollback()
+        session.commit()
+
+    async with storing(on(driver), driver) as (factory, _):
+        await run(factory, places)
+    assert stored(on(driver)) == [1]
+
+
 async def test_a_commit_that_was_given_up_and_an_asynchronous_session(database: Database) -> None:
     """Outside of the commit nothing is executed: the call is not awaited."""
 

@@ -71,7 +71,8 @@ def connection_of(session: Session, outbox: SQLAlchemyOutbox) -> Connection:
     if used:
         best = max(used, key=lambda connection: _likeness(connection.engine, engine))
         if _likeness(best.engine, engine):
-            return best
+            # By the session, which makes its savepoints when they are first needed: a row belongs to the innermost.
+            return session.connection(bind_arguments={"bind": best})
         elsewhere = " and ".join(sorted({address_of(connection.engine) for connection in used}))
         raise ConfigurationError(
             f"the session has worked in {elsewhere}, and the outbox is in {address_of(engine)}: neither would be "

@@ -619,6 +619,27 @@ async def test_what_was_stored_within_a_savepoint_that_is_undone(driver: str, on
     assert stored(on(driver)) == [1]
 
 
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "sqlite+pysqlite"])
+async def test_a_savepoint_that_is_undone_within_the_commit(driver: str, on: Callable[[str], Database]) -> None:
+    """SQLAlchemy makes a savepoint when it is first worked in: an event without work is undone with it all the same."""
+
+    def tries(session: Session) -> None:
+        with suppress(Undone), session.begin_nested():
+            emit(session, 2)
+            raise Undone
+        with session.begin_nested():
+            emit(session, 3)
+
+    def places(session: Session) -> None:
+        order(session, 1)
+        event.listen(session, "before_commit", tries, once=True)
+        session.commit()
+
+    async with storing(on(driver), driver) as (factory, _):
+        await run(factory, places)
+    assert stored(on(driver)) == [1, 3]
+
+
 async def test_a_commit_that_was_given_up_and_an_asynchronous_session(database: Database) -> None:
     """Outside of the commit nothing is executed: the call is not awaited."""
 

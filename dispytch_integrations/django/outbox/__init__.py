@@ -8,3 +8,5 @@
 `emit_on_commit` and `@emits` store their events from then on; nothing changes where they are called. The setting
 DISPYTCH_OUTBOX is described in `conf.py`.
 """
+
+__all__: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import (
@@ -49,6 +49,7 @@ class _Binding(NamedTuple):
 
 
 _bindings: WeakKeyDictionary[type, _Binding] = WeakKeyDictionary()
+_own_classes: WeakSet[type[AsyncSession]] = WeakSet()
 
 
 class Way(NamedTuple):
@@ -104,7 +105,9 @@ def session_class(factory: object) -> type[Session] | type[AsyncSession]:
     given = made = cast("Any", factory)
     if isinstance(factory, (scoped_session, async_scoped_session)):
         made = cast("Any", factory).session_factory
-    if isinstance(cast("object", made), (sessionmaker, async_sessionmaker)):
+    if isinstance(cast("object", made), async_sessionmaker):
+        made = _class_of_its_own(made)
+    elif isinstance(cast("object", made), sessionmaker):
         made = made.class_
     if isinstance(made, type) and issubclass(made, (Session, AsyncSession)):
         return made
@@ -117,6 +120,15 @@ def session_class(factory: object) -> type[Session] | type[AsyncSession]:
         f"bind() takes a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session or a class of sessions "
         f"first, not a {type(given).__name__}; write bind(Session, emitter)"
     )
+
+
+def _class_of_its_own(factory: async_sessionmaker[Any]) -> type[AsyncSession]:
+    """The class of its sessions, which no other factory has: sessionmaker makes one by itself, this one does not."""
+    cls: type[AsyncSession] = factory.class_
+    if cls not in _own_classes:
+        cls = factory.class_ = type(cls.__name__, (cls,), {"__module__": cls.__module__})
+        _own_classes.add(cls)
+    return cls
 
 
 def place_of(session: object) -> Session | Connection | None:

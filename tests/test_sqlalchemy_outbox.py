@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from dispytch_integrations import connect, event_id
+from dispytch_integrations._sqlalchemy_store import store_of
 from dispytch_integrations.errors import ConfigurationError, HeaderError, NotStartedError, RouteError
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.relay import Relay, RelayOptions
 from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, TransactionError, bind, emit_on_commit, outbox_tables
 from tests.support.outboxes import Database, temporary_database
 from tests.support.proxy import TCPProxy
@@ -784,3 +785,58 @@ async def test_a_pool_that_the_relay_would_use_up_is_refused(database: Database)
         SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=-1), options=RelayOptions(notify=True))
     with pytest.raises(ConfigurationError, match="use a file"):
         SQLAlchemyOutbox(create_engine("sqlite://"))
+
+
+async def test_two_factories_have_their_own_outboxes(database: Database, elsewhere: Database) -> None:
+    """Two databases in one app: async_sessionmaker gives all factories one class, and the last bind must not win."""
+    database.empty()
+    elsewhere.empty()
+    engines = [create_async_engine(each.url("postgresql+asyncpg")) for each in (database, elsewhere)]
+    factories = [async_sessionmaker(engine) for engine in engines]
+    outboxes = [SQLAlchemyOutbox(engine, relay="external") for engine in engines]
+    for factory, outbox in zip(factories, outboxes, strict=True):
+        bind(factory, outbox)
+        bind(factory, outbox)  # Again: nothing changes.
+    unbound = async_sessionmaker(engines[0])
+    async with connect("memory://", outbox=outboxes[0]), connect("memory://", outbox=outboxes[1]):
+        for number, factory in enumerate(factories):
+            async with factory.begin() as session:
+                emit_on_commit(session, Placed(number=number))
+        async with unbound() as session:
+            with pytest.raises(ConfigurationError, match="this session has no emitter"):
+                emit_on_commit(session, Placed(number=9))
+    for engine in engines:
+        await engine.dispose()
+    assert (stored(database), stored(elsewhere)) == ([0], [1])
+
+
+class _Reversed:
+    def encode(self, payload: bytes) -> bytes:
+        return payload[::-1]
+
+    def decode(self, stored: bytes) -> bytes:
+        return stored[::-1]
+
+
+async def test_a_codec_is_needed_to_relay_what_it_has_encoded(database: Database) -> None:
+    """A relay that was started without the key must not send what nobody can read, nor give it up."""
+    database.empty()
+    engine = create_async_engine(database.url("postgresql+asyncpg"))
+    factory = async_sessionmaker(engine)
+    for options in (RelayOptions(), RelayOptions(codec=_Reversed())):
+        outbox = SQLAlchemyOutbox(engine, relay="external", options=options)
+        bind(factory, outbox)
+        async with connect("memory://", outbox=outbox), factory.begin() as session:
+            emit_on_commit(session, Placed(number=0 if options.codec is None else 1))
+    [(first,), (second,)] = database.all("select payload from dispytch_outbox_event order by id")
+    assert (b'"number":0' in bytes(first), b'"number"' in bytes(second)) == (True, False)
+    sent: list[list[int]] = []
+    brokers = connect("memory://")
+    async with brokers as emitter:
+        producer: Any = emitter.producer
+        for options in (RelayOptions(), RelayOptions(codec=_Reversed())):
+            await Relay(store_of(engine, None), brokers.brokers, options).drain()
+            sent.append([Placed.model_validate_json(message.payload).number for message in producer.sent])
+    await engine.dispose()
+    assert sent == [[0], [0, 1]]
+    assert database.count() == 0

@@ -21,10 +21,23 @@ from pydantic_core import from_json
 from dispytch_integrations.errors import ConfigurationError, DispytchError, HeaderError, RouteError, SerializationError
 from dispytch_integrations.message import Message
 
-__all__ = ["FORMAT", "MAX_NAME", "MAX_TEXT", "SHARDS", "Codec", "Record", "message_of", "record_of", "shard_of"]
+__all__ = [
+    "ENCODED",
+    "FORMAT",
+    "MAX_NAME",
+    "MAX_TEXT",
+    "SHARDS",
+    "Codec",
+    "Record",
+    "message_of",
+    "record_of",
+    "shard_of",
+]
 
 FORMAT = 1
 """The format that this version writes; it reads this one and older ones."""
+ENCODED = 2
+"""The same with a payload that a codec has changed: rows that wait for a relay which has the codec."""
 SHARDS = 64
 """Into how many shards ordering keys are hashed; fixed, since a key must stay in its shard."""
 MAX_NAME = 255
@@ -128,6 +141,7 @@ def record_of(message: Message, codec: Codec | None = None) -> Record:
         )
     headers = _stored(message, "header", message.headers)
     properties = _stored(message, "property", message.properties)
+    format_ = FORMAT
     event_id, destination, key, payload = message.id, message.destination, message.ordering_key, message.payload
     for what, name in (("event id", event_id), ("__event_type__", message.type), ("broker's alias", message.broker)):
         if len(name) > MAX_NAME:
@@ -138,7 +152,7 @@ def record_of(message: Message, codec: Codec | None = None) -> Record:
     if "\0" in destination or (key is not None and "\0" in key):
         raise RouteError(f"{message.type}: its destination or key holds a null character, which no database stores")
     if codec is not None and payload is not None:
-        payload = codec.encode(payload)
+        payload, format_ = codec.encode(payload), ENCODED
         if not isinstance(payload, bytes):
             raise SerializationError(f"{type(codec).__name__}.encode gave a {type(payload).__name__}; it must be bytes")
     lane = _lane(message.broker, destination, key, event_id)
@@ -152,7 +166,7 @@ def record_of(message: Message, codec: Codec | None = None) -> Record:
         properties,
         payload,
         message.content_type,
-        FORMAT,
+        format_,
         lane,
         lane % SHARDS,
         time.time_ns() // 1_000_000,
@@ -165,7 +179,9 @@ def message_of(record: Record, codec: Codec | None = None) -> Message:
         headers = _loaded(record.headers)
         properties = _loaded(record.properties)
         payload = record.payload
-        if codec is not None and payload is not None:
+        if record.format == ENCODED and payload is not None:
+            if codec is None:
+                raise ValueError("no codec")
             payload = codec.decode(payload)
     except DispytchError:
         raise

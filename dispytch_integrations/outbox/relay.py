@@ -34,7 +34,7 @@ from dispytch_integrations.errors import (
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox._suspects import Suspects, Verdict, hints_at_outage
 from dispytch_integrations.outbox.leases import Leases
-from dispytch_integrations.outbox.record import FORMAT, Codec, Record, message_of
+from dispytch_integrations.outbox.record import ENCODED, FORMAT, Codec, Record, message_of
 from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Selection, State, Waiting
 
 __all__ = ["Counts", "Relay", "RelayOptions"]
@@ -151,6 +151,7 @@ class Relay:
         self.counts = Counts()
         self.last_error: str | None = None
         """What the database last answered, where it did not do what was asked; None: it does."""
+        self._format = FORMAT if self.options.codec is None else ENCODED
         self._brokers = brokers
         self._on_beat = on_beat
         self._need = _needed_time(brokers, self.options)
@@ -270,7 +271,8 @@ class Relay:
             except Exception as exc:
                 self._note_database(exc)
             else:
-                self.last_error = None
+                if not self._leases.held:  # Else the next rows that are read say so.
+                    self.last_error = None
                 self._beat_now()
                 if self._leases.is_asked:
                     self._woken.set()
@@ -403,7 +405,7 @@ class Relay:
         query = Query(
             shards=sorted(shards),
             brokers=brokers,
-            format=FORMAT,
+            format=self._format,
             limit=room,
             not_ids=sorted(self._held_ids),
             not_lanes=sorted(slow.union(self._blocked)),
@@ -647,7 +649,7 @@ class Relay:
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + _FOREIGN_SECONDS * random.uniform(0.75, 1.25)
-        self._tell_foreign(await self.store.waiting(list(self._brokers), FORMAT))
+        self._tell_foreign(await self.store.waiting(list(self._brokers), self._format))
         for state, seconds in ((State.SENT, self.options.keep_sent), (State.DEAD, self.options.keep_dead)):
             if seconds is not None:
                 await self.store.discard(Selection(states=(state,), older_than=seconds))
@@ -663,8 +665,9 @@ class Relay:
             )
         if waiting.newer:
             logger.warning(
-                "%d events were stored by a newer version than this relay (format above %d): update it",
-                *(waiting.newer, FORMAT),
+                "%d events were stored with a codec that this relay does not have, or by a newer version (format above "
+                "%d): start it with the app's own codec (--app, or DISPYTCH_OUTBOX['CODEC']), or update it",
+                *(waiting.newer, self._format),
             )
 
     async def _end(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_started
 
+from dispytch_integrations.django._connections import connections
+
 __all__ = ["lifespan_seen", "watch"]
 
 logger = logging.getLogger("dispytch_integrations.django")
@@ -30,6 +32,8 @@ def _first_request(sender: Any, **arguments: Any) -> None:
     if not (isinstance(sender, type) and issubclass(sender, ASGIHandler)) or sender.__module__ == "django.test.client":
         return
     lifespan_seen()
+    if not connections.connects:
+        return  # Nothing is in flight here that could be lost.
     logger.warning(
         "the ASGI server runs no lifespan of dispytch: brokers are connected at their first use, and events that are "
         "in flight when the server ends may be lost. In asgi.py write "

@@ -105,7 +105,7 @@ class Connections:
         Raises SettingsError with all that is wrong, NotStartedError after the app's shutdown, or when another process
         relays and this one must not connect.
         """
-        if direct and self._elsewhere and not self._may_connect:
+        if direct and not self.connects:
             raise NotStartedError(
                 "this process opens no broker connection, since another one relays its outbox "
                 "(DISPYTCH_OUTBOX['EMBEDDED'] is False): write emit_on_commit(...), which stores the event with your "
@@ -207,6 +207,11 @@ class Connections:
         outbox = self.outbox()
         # In a test nothing is relayed that the test has not asked for.
         return EmbeddedOutbox(outbox) if outbox is not None and outbox.embedded and self.override is None else None
+
+    @property
+    def connects(self) -> bool:
+        """May this process open a connection to a broker?"""
+        return not self._elsewhere or self._may_connect
 
     @property
     def _elsewhere(self) -> bool:

@@ -31,6 +31,7 @@ DATABASES = {"default": %r}
 DATABASE_ROUTERS = []
 LOGGING = {
     "version": 1,
+    "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
 }
@@ -104,11 +105,15 @@ def test_it_gives_its_leases_back_when_it_ends(program: Program, place: RedisArr
     assert owners(database) <= {None}
 
 
-def test_each_process_of_a_fork_has_a_relay_of_its_own(program: Program, place: RedisArrivals) -> None:
+def test_each_process_of_a_fork_has_a_relay_of_its_own(
+    program: Program, place: RedisArrivals, database: Database
+) -> None:
     """A preloading server forks after its first event: children share neither a thread nor a connection with it."""
     done = program.run(
         """
+        from django.db import connections as databases
         commit(10)
+        databases.close_all()  # Django's own connections are the program's business.
         children = []
         for child in range(1, 4):
             pid = os.fork()
@@ -129,7 +134,7 @@ def test_each_process_of_a_fork_has_a_relay_of_its_own(program: Program, place: 
     )
     assert (done.returncode, done.stdout) == (0, "[0, 0, 0]\n"), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    if len(place.numbers(50)) < 50:
+    if database.count():  # Its leases were still another's.
         program.manage("dispytch", "relay", "--once")
     assert sorted(place.numbers(50)) == list(range(50))
 
@@ -263,7 +268,7 @@ async def test_direct_emits_connect_at_the_first_one(tmp_path: Path, place: Redi
                 await shop.place("aemit")
                 assert (shop.failed, proxy.accepted) == ([], 1), server.output()
         assert database.count() == 1
-    assert await asyncio.to_thread(place.numbers, 1) == [2]
+    assert set(await asyncio.to_thread(place.numbers, 1)) < shop.placed
 
 
 # -- under a server ----------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ async def test_a_server_relays_from_its_start_to_its_end(tmp_path: Path, place: 
         async with serving(UVICORN, tmp_path, program.environment) as server:
             shop = Shop(server)
             await shop.place_first("commit")
-            assert await asyncio.to_thread(place.numbers, 1) == [1]
+            assert set(await asyncio.to_thread(place.numbers, 1)) == shop.placed
             load = [asyncio.create_task(shop.place_until_closed(way)) for way in ["commit", "acommit"] * 4]
             await shop.wait_for(len(shop.placed) + 100)
             server.terminate()

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,6 +78,11 @@ class EmbeddedOutbox:
         """Look at the tables now. From any thread."""
         for relay in tuple(self._relays.values()):
             relay.wake()
+
+    @property
+    def relays(self) -> Mapping[str, Relay]:
+        """Those that run, by the alias of their database."""
+        return self._relays
 
     def _made(self, alias: str, brokers: Brokers) -> Relay:
         return Relay(DjangoStore(alias), brokers.brokers, self._settings.options)

@@ -62,6 +62,9 @@ def installed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
             for app in ("admin", "dispytch_outbox"):
                 call_command("migrate", app, verbosity=0)
         yield
+        with django_db_blocker.unblock():
+            # Without the app its table, which refers to users, would be in the way of a TransactionTestCase.
+            call_command("migrate", "admin", "zero", verbosity=0)
 
 
 def now() -> int:

@@ -74,6 +74,10 @@ class SQLAlchemyOutbox:
                 f"SQLAlchemyOutbox takes an engine, not a {type(engine).__name__}; write "
                 f"SQLAlchemyOutbox(create_async_engine('postgresql+asyncpg://...'))"
             )
+        if options is not None and not isinstance(options, RelayOptions):
+            raise ConfigurationError(
+                f"options= takes RelayOptions, not a {type(options).__name__}; write options=RelayOptions(...)"
+            )
         if relay not in ("embedded", "external"):
             raise ConfigurationError(f"relay={relay!r}: write relay='embedded' or relay='external'")
         self.engine = engine

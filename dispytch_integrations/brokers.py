@@ -63,6 +63,13 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     """
 
     def __init__(self, config: Config, options: Mapping[str, Any], outbox: Outbox | None = None) -> None:
+        given: Any = outbox
+        if given is not None and (isinstance(given, type) or not hasattr(given, "external")):
+            told = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+            raise ConfigurationError(
+                f"outbox= takes an outbox, not {told}; write outbox=SQLAlchemyOutbox(engine), from "
+                f"dispytch_integrations.sqlalchemy"
+            )
         self._config = config
         self._options = options
         self.outbox = outbox

@@ -840,3 +840,15 @@ async def test_a_codec_is_needed_to_relay_what_it_has_encoded(database: Database
     await engine.dispose()
     assert sent == [[0], [0, 1]]
     assert database.count() == 0
+
+
+async def test_what_is_no_outbox_is_told_with_what_to_write(database: Database) -> None:
+    """The engine in the outbox's place is an easy slip, and options as a dict another."""
+    engine: Any = create_async_engine(database.url("postgresql+asyncpg"))
+    wrong: Any
+    for wrong, told in ((engine, "not a AsyncEngine"), (SQLAlchemyOutbox, "not the class SQLAlchemyOutbox")):
+        with pytest.raises(ConfigurationError, match=f"outbox= takes an outbox, {told}; write outbox=SQLAlchemyOutbox"):
+            connect("memory://", outbox=wrong)
+    options: Any = {"batch_size": 3}
+    with pytest.raises(ConfigurationError, match="options= takes RelayOptions, not a dict"):
+        SQLAlchemyOutbox(engine, options=options)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.checks import CheckMessage, run_checks
-from django.core.management import call_command
 from django.db import connections as databases
 from django.http import HttpResponse
 from django.test import override_settings
@@ -198,5 +197,5 @@ def test_routers_and_the_setting_have_to_agree() -> None:
 def test_checks_open_no_connection_of_their_own() -> None:
     """`manage.py check` runs where there is no database, in a build for example."""
     with override_settings(INSTALLED_APPS=APPS, DISPYTCH_OUTBOX={"EMBEDDED": True, **DATABASES}):
-        call_command("check")
+        assert ids() == []  # A test without the mark django_db may not ask a database.
         assert connections.session is None

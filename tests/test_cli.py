@@ -26,7 +26,7 @@ from dispytch_integrations import EventBase, cli, connect
 from dispytch_integrations import _cli_relay as from_options
 from dispytch_integrations._cli_options import duration
 from dispytch_integrations.errors import ConfigurationError
-from dispytch_integrations.outbox.record import record_of
+from dispytch_integrations.outbox.record import ENCODED, record_of
 from dispytch_integrations.redis import RedisStreamEventRoute
 from tests.support.arrivals import SECONDS, Arrivals, KafkaArrivals, RedisArrivals
 from tests.support.brokers import Redis, free_port
@@ -317,7 +317,8 @@ def test_an_app_brings_its_brokers_its_outbox_and_its_codec(
 ) -> None:
     """What is set up once, in code, is not repeated on a command line, where a codec could not stand anyway."""
     store(database, stream.url, [stream.placed(7)])
-    database.run("update dispytch_outbox_event set payload = :payload", payload=b'{"number":7}'[::-1])
+    sql = "update dispytch_outbox_event set payload = :payload, format = :format"
+    database.run(sql, payload=b'{"number":7}'[::-1], format=ENCODED)
     done = run("relay", "--once", "--app", f"shopapp:{name}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stream.numbers(1) == [7]

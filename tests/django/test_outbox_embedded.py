@@ -91,16 +91,19 @@ def test_it_gives_its_leases_back_when_it_ends(program: Program, place: RedisArr
     """The next process relays at once, and not after the time of a lease."""
     done = program.run(
         """
-        from dispytch_integrations.django.lifecycle import open_brokers
+        from dispytch_integrations.django.lifecycle import close_brokers, open_brokers
         from dispytch_integrations.django._connections import connections
         open_brokers()
         commit(1)
         while connections.session.outbox.relays["default"].counts.sent < 1:
             time.sleep(0.01)
         print(connections.session.outbox.relays["default"].shards)
+        started = time.monotonic()
+        close_brokers()
+        print(time.monotonic() - started < 3)
         """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "64\nTrue\n", "")
     assert place.numbers(1) == [0]
     assert owners(database) <= {None}
 

@@ -11,12 +11,13 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.14 python3
 WORKERS ?= 2
 ARGS ?=
 ROUNDS ?= 100
+FUZZ ?= 5000
 DEMO_OPTIONS = $(if $(BROKER),--broker '$(BROKER)') $(if $(URL),--url '$(URL)') $(if $(OUTBOX),--outbox) $(if $(CHECK),--check) $(ARGS)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help demo demo-django test test-kill check format-check lint types mypy pyright layers docs bench format lock upgrade clean
+.PHONY: help demo demo-django test test-kill test-matrix fuzz check format-check lint types mypy pyright layers docs pictures bench format lock upgrade clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -29,10 +30,17 @@ demo-django: .venv/.demo ## Run the Django example: the same page, the admin, an
 	@$(BIN)/python -m example_projects.django_orders $(DEMO_OPTIONS)
 
 test: .venv/.dev ## Run all tests, against real brokers.
+	@$(BIN)/python -m compileall -q dispytch_integrations example_projects tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-kill: .venv/.dev ## Kill writers, relays and connections, ROUNDS=100 times, and count what was lost; see tests/kill.
 	$(BIN)/python -m tests.kill --rounds $(ROUNDS) $(ARGS)
+
+test-matrix: .venv/.dev ## Run the quick tests with the oldest and the newest dependencies, on each Python; see tests/matrix.py.
+	$(BIN)/python -m tests.matrix --workers $(WORKERS) $(ARGS)
+
+fuzz: .venv/.dev ## Give it whatever a user or a damaged row may, FUZZ=5000 examples of each kind; see tests/test_fuzz.py.
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) --timeout 0 tests/test_fuzz.py tests/django/test_fuzz.py $(ARGS)
 
 check: format-check lint types layers docs ## Format, lint, types, layers, documentation (each is a target, too).
 
@@ -56,6 +64,10 @@ layers: .venv/.dev
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
+pictures: .venv/.dev ## Draw the documentation's diagrams and its terminal session anew, from docs/diagrams and real commands.
+	$(BIN)/python docs/diagrams.py
+	$(BIN)/python docs/terminal.py
+
 bench: .venv/.dev ## Measure against the raw clients and FastStream; prints a table of ratios.
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -75,7 +87,8 @@ clean: ## Remove .venv, caches and what was built.
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps: a second call finds them and is instant.
+# Stamps: a second call finds them and is instant. The tests start some thousand processes: where the environment says
+# PYTHONDONTWRITEBYTECODE, as in many containers, each would compile all that it imports, which is half of its time.
 .venv/.uv: requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
@@ -91,6 +104,6 @@ clean: ## Remove .venv, caches and what was built.
 
 .venv/.dev: .venv/.uv requirements/dev.txt pyproject.toml
 	@echo "Installing the tools for development into .venv ..."
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
 	@touch $@ .venv/.demo

@@ -20,6 +20,8 @@ TOPICS = (
     "blocking",
     "django_bench",
     "outbox",
+    "production",
+    "catalog",
 )
 
 

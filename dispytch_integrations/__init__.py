@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dispytch_integrations.events import EventBase, event_id
 
 __all__ = ["EventBase", "EventEmitter", "connect", "event_id"]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _HOMES = {"EventBase": "events", "EventEmitter": "emitter", "connect": "brokers", "event_id": "events"}
 

@@ -22,7 +22,7 @@ from dispytch_integrations.message import Message
 
 __all__ = ["Handoff", "LeftMessage"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dispytch_integrations.blocking")
 
 
 class LeftMessage(NamedTuple):
@@ -37,6 +37,9 @@ class LeftMessage(NamedTuple):
         """Messages of one lane keep their order."""
         return self.outlet, self.message.destination, self.message.ordering_key
 
+
+_IMMEDIATE_SECONDS = 1.0
+"""How long a hand-over to an immediate producer waits at most: hooks may be slow, the connection may be new."""
 
 _Lane = tuple[Outlet, str, "str | None"]
 
@@ -77,7 +80,18 @@ class Handoff:
         return self._pending.total()
 
     def put(self, left: Sequence[LeftMessage]) -> int:
-        """Leave messages; returns at once, unless too many wait. Returns how many were taken: all, unless closed."""
+        """Leave messages; returns at once, unless too many wait. Returns how many were taken: all, unless closed.
+
+        For producers that are `immediate`, of memory, it returns when they are delivered.
+        """
+        taken = self._take(left)
+        at_once = {each.outlet.alias for each in left if each.outlet.producer.immediate}
+        if at_once and _running_loop() is not self._loop:
+            with self._changed:
+                self._changed.wait_for(lambda: not any(self._pending[alias] for alias in at_once), _IMMEDIATE_SECONDS)
+        return taken
+
+    def _take(self, left: Sequence[LeftMessage]) -> int:
         for number, each in enumerate(left):
             try:
                 if not self._queue_when_there_is_room(each):
@@ -189,3 +203,10 @@ class Handoff:
 
 def _closed(left: LeftMessage) -> NotStartedError:
     return NotStartedError(f"{left.message!r} was not sent: the connections of this process are closed")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

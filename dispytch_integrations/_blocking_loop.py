@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from typing import ParamSpec, TypeVar
 
 from dispytch_integrations._blocking_calls import Calls, refuse_patched_threads
@@ -17,13 +18,15 @@ from dispytch_integrations.errors import DispytchError, NotStartedError
 
 __all__ = ["LoopThread", "Opened", "loop_thread"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dispytch_integrations.blocking")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _SETTINGS = 30.0
 """Seconds that reading the settings may take, a client library's import included."""
+_LATE = ("concurrent.futures.thread", "encodings.idna")
+"""What asyncio imports to look up a host, in its thread: see Backend.modules."""
 _CLOSING = 3.0
 """Seconds beyond `shutdown_timeout` that closing may take."""
 
@@ -99,6 +102,8 @@ class LoopThread:
 
     def __init__(self) -> None:
         refuse_patched_threads()
+        for name in _LATE:
+            import_module(name)
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(_Lookups())
         self.calls = Calls(self.loop)
@@ -145,6 +150,24 @@ class LoopThread:
         self._thread.join(_CLOSING)
 
 
+class _Fork:
+    """Was Python told of the fork that made this process? uWSGI does not."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        if hasattr(os, "register_at_fork"):  # Not on Windows, where nothing forks.
+            os.register_at_fork(after_in_child=self._after)
+
+    def _after(self) -> None:
+        self._pid = os.getpid()
+
+    @property
+    def told(self) -> bool:
+        return self._pid == os.getpid()
+
+
+_fork = _Fork()
+
 # By process: after a fork neither the parent's thread nor its lock is of use, and fork hooks do not run under uWSGI.
 _threads: dict[int, LoopThread] = {}
 _locks: dict[int, threading.Lock] = {}
@@ -165,6 +188,11 @@ def loop_thread() -> LoopThread:
             raise NotStartedError("the interpreter is exiting: no connection can be opened any more")
         if not _threads:
             atexit.register(_at_exit)
+        elif not _fork.told:
+            logger.warning(
+                "this process was forked from one that had started the emitter, and nobody told Python: it may hang at "
+                "its end; under uWSGI start the brokers in each worker, postfork(brokers.start), and not at import"
+            )
         thread = _threads[pid] = LoopThread()
         return thread
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
-from dispytch_integrations._outlet import Outlet
+from dispytch_integrations._outlet import Outlet, observed
 from dispytch_integrations.backend import Backend, BrokerOptions, scrub
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
@@ -25,7 +25,7 @@ from dispytch_integrations.message import Message
 
 __all__ = ["Broker", "State"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dispytch_integrations.brokers")
 
 State = Literal["new", "starting", "up", "down", "stopping", "stopped"]
 
@@ -38,6 +38,8 @@ class _Deliver(Protocol):
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _PROBE_DELAY = 0.5
+_AFTER_MISTAKE = 60.0
+"""Seconds before a broker is tried again that has refused us: more often might lock a user out."""
 _CLOSE_GRACE = 1.0
 """Seconds a client gets to close after its flush was cut off."""
 
@@ -64,6 +66,7 @@ class Broker(Outlet):
             source=options.source,
             hooks=options.hooks,
             on_timeout=options.on_timeout,
+            max_size=options.max_size or backend.max_size,
         )
         self.backend = backend
         self.options = options
@@ -72,6 +75,8 @@ class Broker(Outlet):
         self.last_error: str | None = None
         self.in_flight = 0
         self.abandoned = 0
+        self.was_up = False
+        """Has it been connected to since its last start?"""
         self.elsewhere = False
         """Do this process's events go out through an outbox that another one relays?"""
         self.before_stop: Callable[[float], Awaitable[None]] | None = None
@@ -88,47 +93,69 @@ class Broker(Outlet):
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def begin(self, limit: float | None, *, patience: float = 0.0) -> asyncio.Task[None]:
+    def begin(self, limit: float | None, *, patience: float = 0.0, told_elsewhere: bool = False) -> asyncio.Task[None]:
         """Start connecting in a task; it ends when connected, or raises what hinders it.
 
         A broker that does not answer is tried again for `limit` seconds, None: without end. Then emits fail at once
         while it is tried again, except in the first `patience` seconds, in which they wait, each within its timeout.
+        The first attempt that fails is logged, unless it is `told_elsewhere`.
         """
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._decided, self._idle = asyncio.Event(), asyncio.Event()
+        self.was_up = False
         self._change("starting")
-        connecting = self._connect(limit, patience)
+        connecting = self._connect(limit, patience, told_elsewhere)
         self._connecting = asyncio.create_task(connecting, name=f"dispytch start {self.alias}")
         return self._connecting
 
-    async def _connect(self, limit: float | None, patience: float) -> None:
+    async def _connect(self, limit: float | None, patience: float, told_elsewhere: bool) -> None:
         loop = asyncio.get_running_loop()
         end = None if limit is None else loop.time() + limit
         patient_until = loop.time() + patience
         delay = _FIRST_DELAY
+        logged = told_elsewhere
         while True:
             attempt = self.options.startup_timeout if end is None else end - loop.time()
             try:
                 async with asyncio.timeout(attempt):
                     await self.backend.start()
             except ConfigurationError as exc:
-                self._failed("stopped" if limit is not None else "down", self._tell(exc))
-                raise
+                told = self._tell(exc)
+                if limit is not None or self.options.required is not False:
+                    self._failed("stopped" if limit is not None else "down", told)
+                    raise
+                if told != self.last_error:
+                    self._log(logging.ERROR, "cannot be used, and is tried again each minute: %s", told)
+                self._failed("down", told)
+                logged = True
+                # Nobody starts it again: a password may be set, and a certificate renewed, at the broker.
+                await asyncio.sleep(_AFTER_MISTAKE * random.uniform(0.75, 1.25))
+                continue
             except Exception as exc:
                 error = exc
             else:
+                if logged and not told_elsewhere:
+                    self._log(logging.INFO, "answers now")
                 self._change("up")
                 return
             told = self._tell(error, attempt)
-            pause = delay * random.uniform(0.75, 1.25)
-            if end is not None and loop.time() + pause >= end:
+            if isinstance(error, TimeoutError) and attempt < self.options.startup_timeout and self.last_error:
+                told = self.last_error  # The last attempt was cut by the end: what the one before said is the reason.
+            left = None if end is None else end - loop.time()
+            if left is not None and left < _FIRST_DELAY:
                 self._failed("down", told)
                 raise BrokerUnavailableError(f"{self.backend.address} {told}") from error
             if end is None and loop.time() >= patient_until:
                 self._failed("down", told)
             else:
                 self.last_error = told
-            await asyncio.sleep(pause)
+            if not logged:
+                logged = True
+                until = "in the background" if limit is None else f"for up to {limit:g} s"
+                self._log(logging.WARNING, f"does not answer yet, and is tried again {until}: %s", told)
+            pause = delay * random.uniform(0.75, 1.25)
+            # Towards the end the pauses get shorter, so that the last attempt is close to it.
+            await asyncio.sleep(pause if left is None else min(pause, left / 2))
             delay = min(delay * 2, _LONGEST_DELAY)
 
     # -- delivering ----------------------------------------------------------------------------------------------
@@ -154,7 +181,9 @@ class Broker(Outlet):
     ) -> list[Exception | None]:
         self.in_flight += len(messages)
         try:
-            outcomes = await deliver(messages, timeout=timeout)
+            delivered = deliver(messages, timeout=timeout)
+            ends = self._begin(messages) if self._delivering_hooks else ()
+            outcomes = await (observed(messages, delivered, ends) if ends else delivered)
         finally:
             self.in_flight -= len(messages)
             if self.in_flight == 0 and self.state == "stopping":
@@ -172,7 +201,7 @@ class Broker(Outlet):
             raise self._not_started()
         if self._loop is None or asyncio.get_running_loop() is not self._loop:
             raise self._wrong_place()
-        timeout = await self._wait_for_start(self.timeout)
+        timeout = await self.wait_for_start(self.timeout)
         if self.state == "starting":
             why = f": {self.last_error}" if self.last_error else ""
             return self._refuse(messages, f"is still being connected to after {self.timeout} s{why}")
@@ -182,7 +211,7 @@ class Broker(Outlet):
             raise self._not_started()
         return await self._deliver(messages, timeout, deliver)
 
-    async def _wait_for_start(self, timeout: float | None) -> float | None:
+    async def wait_for_start(self, timeout: float | None) -> float | None:
         """Wait while the state is "starting", at most `timeout` seconds; return what is left of them."""
         if self.state != "starting":
             return timeout
@@ -216,7 +245,7 @@ class Broker(Outlet):
             raise self._wrong_place()
         # At the first use in a process it would tell of an outage that is none.
         limit = timeout if timeout is not None else self.timeout
-        left = await self._wait_for_start(limit)
+        left = await self.wait_for_start(limit)
         state = self._state_now()
         if state == "starting":
             why = f": {self.last_error}" if self.last_error else ""
@@ -251,11 +280,11 @@ class Broker(Outlet):
                         await self.backend.ping()
                 except Exception as exc:
                     if self._up:
-                        logger.warning("broker %r (%s) is down: %s", self.alias, self.backend.address, self._tell(exc))
+                        self._log(logging.WARNING, "is down: %s", self._tell(exc))
                     self._failed("down", self._tell(exc))
                 else:
                     if not self._up:
-                        logger.info("broker %r (%s) is up again", self.alias, self.backend.address)
+                        self._log(logging.INFO, "is up again")
                         self._change("up")
                     return
                 await asyncio.sleep(delay * random.uniform(0.75, 1.25))
@@ -288,15 +317,14 @@ class Broker(Outlet):
         if pending:
             closing.cancel()
             await asyncio.wait({closing}, timeout=_CLOSE_GRACE)
-            logger.warning("broker %r (%s) did not close in time", self.alias, self.backend.address)
+            self._log(logging.WARNING, "did not close in time")
         elif not closing.cancelled() and (error := closing.exception()) is not None:
-            logger.warning("broker %r (%s) did not close: %s", self.alias, self.backend.address, self._tell(error))
+            self._log(logging.WARNING, "did not close: %s", self._tell(error))
         self.abandoned = abandoned
         if abandoned:
-            logger.error(
-                "broker %r (%s) was closed before all was confirmed: %d events abandoned; they may have been delivered",
-                self.alias,
-                self.backend.address,
+            self._log(
+                logging.ERROR,
+                "was closed before all was confirmed: %d events abandoned; they may have been delivered",
                 abandoned,
             )
         self._change("stopped")
@@ -321,10 +349,15 @@ class Broker(Outlet):
     def _change(self, state: State) -> None:
         self.state, self.since = state, time.time()
         self._up = state == "up"
+        self.was_up = self.was_up or self._up
         if state not in ("new", "starting"):
             self._decided.set()
         if self._on_change is not None:
             self._on_change(self)
+
+    def _log(self, level: int, told: str, *values: object) -> None:
+        text = f"broker %r (%s) {told}"
+        logger.log(level, text, self.alias, self.backend.address, *values, extra={"broker": self.alias})
 
     def _failed(self, state: State, told: str) -> None:
         self.last_error = told

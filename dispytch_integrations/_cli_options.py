@@ -11,10 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dispytch_integrations.outbox.relay import RelayOptions
+    from dispytch_integrations.outbox.options import RelayOptions
     from dispytch_integrations.outbox.store import Selection
 
-__all__ = ["EXIT_CODES", "OUTBOX", "RELAY", "RELAY_JSON", "SELECTORS", "Option", "relay_options", "selection_of"]
+__all__ = [
+    "EXIT_CODES",
+    "OUTBOX",
+    "RELAY",
+    "RELAY_JSON",
+    "SELECTORS",
+    "Argument",
+    "Option",
+    "above_zero",
+    "duration",
+    "relay_options",
+    "selection_of",
+    "state",
+    "whole",
+]
 
 STATES = ("waiting", "dead", "sent")
 
@@ -27,8 +41,8 @@ RELAY_JSON = """with --json, one object per line:
 """
 _STATS_JSON = """with --json, one object per database:
   database, address, time, waiting, retrying (of the waiting, failed before), dead, sent (kept),
-  oldest_seconds (of the waiting), oldest_dead_seconds, relays ({name: shards}), heartbeat_seconds (since a
-  relay last renewed its lease); null: there is none
+  oldest_seconds (of the waiting), oldest_dead_seconds, brokers (of the waiting, {alias: count}),
+  relays ({name: shards}), heartbeat_seconds (since a relay last renewed its lease); null: there is none
 """
 _LIST_JSON = """with --json, one object per row:
   database, id, event_id, type, broker, destination, key, state, attempts, age_seconds, next_try_seconds,
@@ -62,6 +76,13 @@ class Option:
     read: Callable[[str], Any] | None = str
     metavar: str = "TEXT"
     many: bool = False
+    short: str = ""
+    """As "-o"; empty: it has none."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is written on the command line."""
+        return (self.flag, self.short) if self.short else (self.flag,)
 
     @property
     def name(self) -> str:
@@ -69,9 +90,20 @@ class Option:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What is given by its place. `optional`: it may be left out; `many`: there may be several, in a tuple."""
+
+    name: str
+    help: str
+    metavar: str
+    optional: bool = False
+    many: bool = False
+
+
 def whole(text: str) -> int:
     """A whole number above 0."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if re.fullmatch("[0-9]{1,18}", text) is None or int(text) < 1:
         raise ValueError(f"{text!r} is no whole number above 0")
     return int(text)
 
@@ -81,7 +113,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 
 
 def duration(text: str) -> float:
     """Seconds of "90", "2.5", "45s", "30m", "12h", "7d", "2w"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is no duration; write seconds, or 45s, 30m, 12h, 7d")
     return float(match[1]) * _UNITS[match[2]]
@@ -111,6 +143,7 @@ RELAY = (
     Option("--batch-size", "Events read and sent at once (default: 2000).", whole, "N"),
     Option("--lease", "How long a killed relay's share waits for another one (default: 10).", above_zero, "SECONDS"),
     Option("--poll-interval", "Between two looks when nothing happens, at most (default: 1).", above_zero, "SECONDS"),
+    Option("--notify", "PostgreSQL wakes it at each commit of an app whose outbox has notify=True.", None),
     Option("--max-attempts", "After as many failures an event is dead (default: 10).", whole, "N"),
     Option("--keep-sent", "Keep what was sent in the table for that long (default: delete it).", duration, "SECONDS"),
     Option("--keep-dead", "Delete dead events after that time (default: never).", duration, "SECONDS"),
@@ -176,7 +209,8 @@ def relay_options(given: Mapping[str, Any], base: RelayOptions) -> RelayOptions:
     """`base` with what was given on the command line. Raises ConfigurationError for what does not fit."""
     from dataclasses import replace
 
-    return replace(base, **{name: given[name] for name in _RELAY_OPTIONS if given.get(name) is not None})
+    options = {name: given[name] for name in _RELAY_OPTIONS if given.get(name) is not None}
+    return replace(base, **options, notify=base.notify or bool(given.get("notify")))
 
 
 def selection_of(given: Mapping[str, Any]) -> Selection:

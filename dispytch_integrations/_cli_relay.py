@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
+from dispytch_integrations._cli_import import config_of, imported, or_traceback
 from dispytch_integrations._cli_options import relay_options
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import scrub
 from dispytch_integrations.brokers import Brokers, connect
 from dispytch_integrations.errors import ConfigurationError, MissingExtraError
 from dispytch_integrations.outbox._running import run_relay
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.runner import Runner
 from dispytch_integrations.outbox.store import OutboxStore
 
@@ -42,7 +40,6 @@ _DRIVERS: Mapping[str, tuple[str, ...]] = {
 _MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
 _PACKAGES = {"mysqldb": "mysqlclient", "psycopg_async": "psycopg", "psycopg2": "psycopg2-binary"}
 _ASYNC = {"asyncpg", "psycopg", "psycopg_async", "asyncmy", "aiomysql", "aiosqlite"}
-_WITH_ALIAS = re.compile(r"(?P<alias>[A-Za-z_][A-Za-z0-9_.-]*)=(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)", re.DOTALL)
 
 
 def relay(given: Mapping[str, Any]) -> int:
@@ -65,7 +62,7 @@ def make_runner(given: Mapping[str, Any]) -> Runner:
     else:
         options = relay_options(given, RelayOptions())
         outbox = _outbox(given, options)
-        brokers = connect(_config(given.get("broker_url") or ()))
+        brokers = connect(config_of(given.get("broker_url") or ()))
     return Runner(brokers, {"default": outbox.store}, options, on_end=partial(_dispose, outbox.engine))
 
 
@@ -119,7 +116,7 @@ def engine_of(text: str) -> Engine | AsyncEngine:
     make = create_async_engine if url.get_driver_name() in _ASYNC else create_engine
     try:
         return make(url, poolclass=NullPool)
-    except (SQLAlchemyError, ImportError, TypeError) as exc:
+    except Exception as exc:  # Whatever the dialect makes of the URL: some read their options here.
         told = scrub(str(exc).partition("\n")[0], [text, str(url.password or "")])
         raise ConfigurationError(f"SQLAlchemy makes no engine of {url.drivername}://...: {told}") from None
 
@@ -132,10 +129,10 @@ def _with_driver(url: URL) -> URL:
             f"the outbox needs PostgreSQL, MySQL, MariaDB or SQLite, not {backend}; write postgresql://user@host/name"
         )
     if not plus:
-        driver = next((each for each in _DRIVERS[backend] if find_spec(_MODULES.get(each, each)) is not None), "")
+        driver = next((each for each in _DRIVERS[backend] if _installed(_MODULES.get(each, each))), "")
         if not driver:
             raise ConfigurationError(f"{backend}:// needs a driver: pip install {_DRIVERS[backend][0]}")
-    elif find_spec(_MODULES.get(driver, driver.removesuffix("_async"))) is None:
+    elif not _installed(_MODULES.get(driver, driver.removesuffix("_async"))):
         known = _DRIVERS[backend]
         if driver.removesuffix("_async") not in known:  # No pip line for a slip of the keyboard.
             raise ConfigurationError(
@@ -150,22 +147,11 @@ def _with_driver(url: URL) -> URL:
     return url
 
 
-def _config(urls: tuple[str, ...]) -> Mapping[str, Any] | str | None:
-    """By alias. Raises ConfigurationError."""
-    if not urls:
-        if not os.environ.get("DISPYTCH_URL", "").strip():
-            raise ConfigurationError(
-                "there is no broker: write --broker-url kafka://host:9092, or set DISPYTCH_URL, or --app"
-            )
-        return None
-    found: dict[str, Any] = {}
-    for text in urls:
-        match = _WITH_ALIAS.fullmatch(text)
-        alias, url = (match["alias"], match["url"]) if match else ("default", text)
-        if alias in found:
-            raise ConfigurationError(f"--broker-url names {alias!r} twice; write another alias=URL")
-        found[alias] = url
-    return found
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # No name of a module to be found: __main__.
+        return False
 
 
 # -- from the app ----------------------------------------------------------------------------------------------------
@@ -173,13 +159,13 @@ def _config(urls: tuple[str, ...]) -> Mapping[str, Any] | str | None:
 
 def _app(path: str) -> tuple[Brokers, SQLAlchemyOutbox]:
     """The brokers and the outbox of `module:name`. Raises ConfigurationError for what is neither."""
-    found = _imported(path)
-    if not isinstance(found, Brokers) and callable(found):
+    found = imported("--app", path, "shop.main:brokers", _candidates)
+    if inspect.isroutine(found):
         found = _called(path, cast("Callable[[], object]", found))
     if not isinstance(found, Brokers):
         raise ConfigurationError(
             f"--app {path} is a {type(found).__name__}; name what connect(url, outbox=...) returned, or a function "
-            f"without arguments that returns it"
+            f"without arguments that returns it{_candidates(path)}"
         )
     outbox: Any = found.outbox
     if outbox is None:
@@ -198,51 +184,18 @@ def _called(path: str, function: Callable[[], object]) -> object:
         raise ConfigurationError(f"--app {path} takes arguments; name a function without any") from None
     except ValueError:
         pass  # A builtin without a signature.
-    found = _or_traceback(path, function)
+    found = or_traceback(f"--app {path}", function)
     if inspect.iscoroutine(found):
         found.close()
         raise ConfigurationError(f"--app {path} is a coroutine function; name a plain one")
     return found
 
 
-def _imported(path: str) -> object:
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise ConfigurationError(f"--app takes module:name, as in shop.main:brokers, not {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: object = import_module(module)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
-            _or_traceback(path, partial(_raise, exc))
-        raise ConfigurationError(
-            f"there is no module {exc.name!r} (looked for in {os.getcwd()} and where Python looks)"
-        ) from None
-    except Exception as exc:
-        _or_traceback(path, partial(_raise, exc))
-        raise
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ConfigurationError(f"{module} has no {name!r}") from None
-    return found
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _or_traceback(path: str, function: Callable[[], object]) -> object:
-    """What the function returns. What it raises is the app's own trouble, shown in full."""
-    try:
-        return function()
-    except ConfigurationError:
-        raise
-    except Exception as exc:
-        traceback.print_exception(exc)
-        raise ConfigurationError(f"--app {path} raised {type(exc).__name__}, see above") from exc
+def _candidates(path: str) -> str:
+    """What the module has that would do."""
+    module = path.partition(":")[0]
+    names = [name for name, value in vars(sys.modules[module]).items() if isinstance(value, Brokers) and value.outbox]
+    return f"; {module} has {' and '.join(f'--app {module}:{name}' for name in names)}" if names else ""
 
 
 async def _dispose(engine: Engine | AsyncEngine) -> None:

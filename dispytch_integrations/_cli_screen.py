@@ -1,28 +1,60 @@
-"""How the operations look on a terminal (rich) and elsewhere (aligned text)."""
+"""How `dispytch-integrations` looks on a terminal (rich) and elsewhere (aligned text)."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TextIO
 
 import click
 
+from dispytch_integrations._cli_look import Role
 from dispytch_integrations.outbox.operations import aligned
 
-__all__ = ["TerminalScreen"]
+__all__ = ["TerminalScreen", "is_terminal"]
 
 _NARROW = 20
 """Below so many columns a text is folded, not cut."""
 _STYLES = {"good": "green", "bad": "red", "title": "bold", "": ""}
+_CELLS = {"dead": "red", "waiting": "yellow", "sent": "green", "up": "green", "down": "red", "wrong": "red",
+          "breaking": "red"}  # fmt: skip
+
+_ROLES: Mapping[str, str] = {
+    "time": "36",
+    "type": "1",
+    "faint": "2",
+    "name": "34",
+    "string": "32",
+    "number": "36",
+    "word": "35",
+    "bad": "31",
+    "good": "32",
+    "title": "1",
+}
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Is it one, or taken for one? FORCE_COLOR says yes, as to rich."""
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+def _colored(stream: TextIO) -> bool:
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    return is_terminal(stream)
 
 
 class TerminalScreen:
-    """The Screen of `dispytch-integrations`."""
+    """The Screen and Look of `dispytch-integrations`."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._rich = sys.stdout.isatty() and not as_json
-        self.interactive = self._rich and sys.stdin.isatty()
+        self.out: TextIO = sys.stdout
+        self._rich = is_terminal(sys.stdout) and not as_json
+        self._color = _colored(sys.stdout) and not as_json
+        self.interactive = sys.stdout.isatty() and not as_json and sys.stdin.isatty()
+        self.columns: int | None = shutil.get_terminal_size().columns if self._rich else None
 
     def say(self, text: str, style: Literal["", "good", "bad", "title"] = "") -> None:
         """Write a line."""
@@ -32,6 +64,15 @@ class TerminalScreen:
             Console(soft_wrap=True).print(text, style=_STYLES[style], markup=False, highlight=False)
         else:
             click.echo(text)
+
+    def aside(self, text: str, style: Literal["", "good", "bad", "title"] = "") -> None:
+        """Write a line about the command itself, to standard error."""
+        code = _ROLES[style or "faint"]
+        print(f"\x1b[{code}m{text}\x1b[0m" if _colored(sys.stderr) else text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def paint(self, text: str, role: Role) -> str:
+        """A piece of text in its colour, if there are colours."""
+        return f"\x1b[{_ROLES[role]}m{text}\x1b[0m" if self._color and text else text
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table."""
@@ -63,6 +104,3 @@ class TerminalScreen:
     def confirm(self, question: str) -> bool:
         """Ask; Ctrl-C and Ctrl-D are a no that ends the command."""
         return click.confirm(question)
-
-
-_CELLS = {"dead": "red", "waiting": "yellow", "sent": "green"}

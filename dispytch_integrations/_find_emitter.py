@@ -56,6 +56,9 @@ def _missing_in_scope(scope: Mapping[str, Any], name: str) -> NotStartedError:
 def _causes(scope: Mapping[str, Any], name: str) -> Iterator[str]:
     """What may be wrong, the likeliest first; what the scope rules out is left away."""
     app: Any = scope.get("app")
+    if "litestar_app" in scope:
+        yield "it is Litestar's: serve EmitterMiddleware(app, 'kafka://localhost:9092'), which opens one around the app"
+        return
     state: Mapping[str, Any] | None = scope.get("state")
     names = {key for key, value in (state or {}).items() if isinstance(value, EventEmitter)} | set(emitters_of(app))
     if names:
@@ -75,7 +78,7 @@ def _causes(scope: Mapping[str, Any], name: str) -> Iterator[str]:
     elif state is None:
         yield (
             "whoever sent the request has run no lifespan, as httpx.ASGITransport: write "
-            "`async with app.router.lifespan_context(app):` around the requests, "
+            "`async with asgi_client(app) as client:`, from dispytch_integrations.testing, "
             "or use `with TestClient(app) as client:`"
         )
     router = getattr(app, "router", None)

@@ -8,9 +8,9 @@ that waits for nobody.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
-import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +20,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn  # type: 
 from aiokafka.producer.message_accumulator import BatchBuilder  # type: ignore[import-untyped]
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]
 
+from dispytch_integrations._client_options import answers_plainly, speaks_tls, tls_problem
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
     ConfigurationError,
@@ -36,6 +37,23 @@ _DEAD_SECONDS = 0.25
 """Silence after which a connection counts as dead when the time for an answer is over."""
 _END_SECONDS = 0.4
 """What each half of closing without a flush may take."""
+
+
+class _HideLogins(logging.Filter):
+    """aiokafka logs each request at DEBUG, the one with the password of PLAIN or the token of OAUTHBEARER included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, without what a login sends."""
+        if isinstance(record.args, tuple):
+            names = [type(argument).__name__ for argument in record.args]
+            record.args = tuple(
+                f"{name}(***)" if name.startswith("SaslAuthenticateRequest") else argument
+                for name, argument in zip(names, record.args, strict=True)
+            )
+        return True
+
+
+logging.getLogger("aiokafka.conn").addFilter(_HideLogins())
 
 
 class Client:
@@ -264,9 +282,12 @@ _HOPELESS = (
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.IllegalSaslStateError,
     kafka_errors.IncompatibleBrokerVersion,
-    ssl.SSLCertVerificationError,
 )
 """What another attempt does not mend."""
+_SCRAM_ANSWERS = ("v", "r", "s", "i")
+"""Parts of SCRAM's answers. aiokafka looks for one where a broker that refuses has written `e=` (Tansu does)."""
+_GREETING = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
+"""ApiVersions, version 0, without a client id: what every broker answers, before any login."""
 
 
 async def knock(hosts: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
@@ -282,30 +303,54 @@ async def knock(hosts: Sequence[tuple[str, int]], options: Mapping[str, Any]) ->
         AIOKafkaConnection(*hosts[0], **credentials)
     except (AssertionError, TypeError, ValueError) as exc:  # A token provider of a wrong type, a missing library.
         raise ConfigurationError(f"AIOKafkaProducer refuses its options: {exc}") from exc
+    secure = str(options.get("security_protocol", "")).endswith("SSL")
     reasons: list[str] = []
-    hopeless = False
+    hopeless: list[str] = []
     for host, port in hosts:
         try:
             connection: Any = await create_conn(host, port, **credentials)
         except Exception as exc:  # Whatever it is, the next host may do.
-            reasons.append(f"{host}:{port}: {_reason(exc)}")
-            hopeless = hopeless or isinstance(exc, _HOPELESS) or isinstance(exc.__cause__, _HOPELESS)
+            wrong = _login_problem(exc) or await _tls_problem(exc, host, port, secure=secure)
+            (reasons if wrong is None else hopeless).append(f"{host}:{port}: {wrong or _reason(exc, credentials)}")
             continue
         await connection.close()
         return
     if hopeless:
-        raise ConfigurationError(
-            f"the broker does not let us in ({'; '.join(reasons)}); check username, password, sasl_mechanism, "
-            f"and cafile for kafka+ssl://"
-        )
+        raise ConfigurationError(f"the broker does not let us in ({'; '.join([*hopeless, *reasons])})")
     raise BrokerUnavailableError(f"cannot be reached ({'; '.join(reasons)})")
 
 
-def _reason(exc: Exception) -> str:
+def _login_problem(exc: Exception) -> str | None:
+    """What is wrong with user, password or mechanism; None: something else happened."""
     if isinstance(exc, kafka_errors.UnsupportedSaslMechanismError | kafka_errors.IllegalSaslStateError):
-        return "the broker does not offer this SASL mechanism"
-    if isinstance(exc, kafka_errors.SaslAuthenticationFailed):
-        return "the user or password is wrong"
+        return "the broker does not offer this SASL mechanism; check sasl_mechanism"
+    scram = isinstance(exc, KeyError) and exc.args[0] in _SCRAM_ANSWERS
+    if scram or isinstance(exc, kafka_errors.SaslAuthenticationFailed):
+        return "the user or password is wrong; check username, password and sasl_mechanism"
+    if isinstance(exc, _HOPELESS) or isinstance(exc.__cause__, _HOPELESS):
+        return f"{str(exc) or type(exc).__name__}; check username, password and sasl_mechanism"
+    return None
+
+
+async def _tls_problem(exc: Exception, host: str, port: int, *, secure: bool) -> str | None:
+    """What is wrong with TLS; None: it may be an outage. The host is asked again where its silence may mean either."""
+    problem = tls_problem(exc, trust="cafile", own="certfile and keyfile", port="kafka://, or its port for TLS")
+    if problem is not None or isinstance(exc, ConnectionRefusedError):
+        return problem
+    if secure and await answers_plainly(host, port, _GREETING):
+        return "it speaks no TLS there; write kafka://, or its port for TLS"
+    if (
+        not secure
+        and isinstance(exc, kafka_errors.KafkaConnectionError | TimeoutError)
+        and await speaks_tls(host, port)
+    ):
+        return "it speaks TLS there; write kafka+ssl://, or its port without TLS"
+    return None
+
+
+def _reason(exc: Exception, credentials: Mapping[str, Any]) -> str:
     if isinstance(exc, TimeoutError):
         return "no answer in time"
+    if isinstance(exc, kafka_errors.KafkaConnectionError) and credentials.get("sasl_mechanism"):
+        return f"{exc}; does it offer {credentials['sasl_mechanism']}?"
     return str(exc) or type(exc).__name__

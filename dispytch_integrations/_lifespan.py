@@ -84,6 +84,8 @@ async def _start(brokers: Brokers) -> None:
 
 _Known = dict[tuple[asyncio.AbstractEventLoop, str], list[EventEmitter]]
 _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+_by_id: dict[int, _Known] = {}
+"""The same for apps without weak references, such as Litestar's, which live at least as long as their block."""
 
 
 @contextmanager
@@ -92,12 +94,13 @@ def known_to(app: object, name: str, emitter: EventEmitter) -> Generator[None, N
 
     Raises ConfigurationError when the app has another emitter of that name.
     """
-    try:
-        known: _Known = _known.setdefault(app, {})
-    except TypeError:
-        # A function as an app is fine, something without weak references is merely not found.
+    if app is None:
         yield
         return
+    try:
+        known = _known.setdefault(app, {})
+    except TypeError:
+        known = _by_id.setdefault(id(app), {})
     key = (asyncio.get_running_loop(), name)
     entries = known.setdefault(key, [])
     if entries and entries[0] is not emitter:
@@ -112,6 +115,8 @@ def known_to(app: object, name: str, emitter: EventEmitter) -> Generator[None, N
         entries.pop()
         if not entries:
             del known[key]
+        if not known:
+            _by_id.pop(id(app), None)
 
 
 def emitters_of(app: object) -> Mapping[str, EventEmitter]:
@@ -119,7 +124,7 @@ def emitters_of(app: object) -> Mapping[str, EventEmitter]:
     try:
         known = _known.get(app, {})
     except TypeError:
-        return {}
+        known = _by_id.get(id(app), {})
     try:
         here = asyncio.get_running_loop()
     except RuntimeError:

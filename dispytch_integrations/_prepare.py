@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from dispytch_integrations._identity import event_id, now_rfc3339
+from dispytch_integrations._parts import of_dispytch
 from dispytch_integrations._templates import Filler, Template, compile_route_part, compile_text
-from dispytch_integrations.errors import DispytchError, HeaderError, RouteError, SerializationError
+from dispytch_integrations.errors import (
+    DispytchError,
+    HeaderError,
+    MessageTooLargeError,
+    RouteError,
+    SerializationError,
+)
 from dispytch_integrations.events import BackendConfig, EventBase, EventRoute, event_type, string_fields
 from dispytch_integrations.message import Message
 from dispytch_integrations.serialization import JSONSerializer, Serializer
@@ -34,8 +41,12 @@ class MessageSettings:
     source: str | None = None
     """CloudEvents `source`; None: "/" and the top-level package of the event's class."""
     before_send: tuple[Callable[[Message], None], ...] = ()
+    foreign_hooks: bool = False
+    """Are hooks of the user's among them? What they put into the headers is checked."""
     wants_route: bool = False
     """Does the producer want the filled route and configuration (it implements `send`, not `deliver`)?"""
+    max_size: int | None = None
+    """Bytes that a payload may have; None: as many as there are."""
 
     @property
     def serializer_content_type(self) -> str:
@@ -58,9 +69,9 @@ def compile_prepare(cls: type[EventBase], settings: MessageSettings) -> Prepare:
     serialize = _compile_payload(cls, settings.serializer)
     type_, alias, content_type = event_type(cls), settings.alias, settings.serializer_content_type
     encode_properties, before_send, wants_route = route.encode_properties, settings.before_send, settings.wants_route
-    identity = headers.identity
+    identity, foreign_hooks = headers.identity, settings.foreign_hooks
     fixed_route = None if address.dynamic else address.filled_route(None)
-    tombstone = cls.__tombstone__
+    tombstone, max_size = cls.__tombstone__, settings.max_size
     if tombstone and wants_route:
         raise RouteError(f"{cls.__qualname__}.__tombstone__: a producer that implements send() gets no null payload")
 
@@ -94,9 +105,18 @@ def compile_prepare(cls: type[EventBase], settings: MessageSettings) -> Prepare:
             message.route = fixed_route or address.filled_route(event)
             if config.present or made or key is not None:
                 message.config = config.handed_over(event, made, key)
-        message.payload = serialize(event, message)
-        for hook in before_send:
-            hook(message)
+        message.payload = payload = serialize(event, message)
+        if max_size is not None and payload is not None and len(payload) > max_size:
+            raise MessageTooLargeError(
+                f"{message!r} is larger than the {max_size} bytes that broker {alias!r} takes (max_size; of Kafka "
+                f"max_request_size): send less, or where it is stored; or raise the limit, here and at the broker"
+            )
+        if before_send:
+            before = made.copy() if foreign_hooks else None
+            for hook in before_send:
+                hook(message)
+            if before is not None and before != message.headers:
+                headers.check_hooked(message, before)
         return message
 
     return prepare
@@ -238,6 +258,9 @@ def _compile_ordering_key(cls: type[EventBase]) -> Filler | None:
 _UNSAFE_IN_HEADERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+_NONE = object()
+
+
 class _Headers:
     """The headers of one event class: CloudEvents attributes, the configuration's, the caller's."""
 
@@ -257,7 +280,9 @@ class _Headers:
             }
             if route.content_type_header is not None:
                 self.constants[route.content_type_header] = settings.serializer_content_type
-            self._reserved = {name.lower() for name in (*self.constants, self.id_name, self.time_name)}
+            # Where the content type is a property of the message, a header of its name would contradict it.
+            names = (*self.constants, self.id_name, self.time_name, "content-type")
+            self._reserved = {name.lower() for name in names}
 
     def add(self, headers: dict[str, Any], given: Mapping[str, Any]) -> None:
         """Add the user's own. Raises HeaderError for a name or value that cannot be sent."""
@@ -273,11 +298,23 @@ class _Headers:
                 continue
             try:
                 encoded = self._route.encode_header(value)
-            except (TypeError, ValueError) as exc:
+            except (RecursionError, TypeError, ValueError) as exc:
                 raise HeaderError(f"{self._name}: the header {name!r} cannot be sent: {exc}") from exc
             if isinstance(encoded, str) and _UNSAFE_IN_HEADERS.search(encoded):
                 raise HeaderError(f"{self._name}: the header {name!r} holds a control character; clean the value")
             headers[name] = encoded
+
+    def check_hooked(self, message: Message, before: Mapping[str, Any]) -> None:
+        """Make what hooks have put into the headers ready, as `add` does. Raises HeaderError."""
+        changed = {name: value for name, value in message.headers.items() if before.get(name, _NONE) != value}
+        for name, value in changed.items():
+            if value is None:
+                del message.headers[name]
+        if changed:
+            try:
+                self.add(message.headers, changed)
+            except HeaderError as exc:
+                raise HeaderError(f"{exc} (a hook has set it, in before_send)") from exc.__cause__
 
     def _check_name(self, name: object) -> None:
         if not isinstance(name, str) or not name or _UNSAFE_IN_HEADERS.search(name):
@@ -342,10 +379,17 @@ def _unserializable(cls: type[EventBase], serializer: str, exc: Exception) -> Se
     )
 
 
-def require_route(cls: type[Any]) -> None:
-    """Raise RouteError when `cls` is no event class, or has no route."""
+def require_route(cls: type[Any], given: object = None) -> None:
+    """Raise RouteError when `cls` is no event class, or has no route. `given`: what was emitted, if anything was."""
     if not issubclass(cls, EventBase):
-        hint = "derive its class from EventBase" if issubclass(cls, BaseModel) else "emit an instance of an EventBase"
+        if isinstance(given, type):
+            name = given.__qualname__
+            raise RouteError(f"the class {name} is not an event; write emit({name}(...)), with its fields")
+        if isinstance(given, (list, tuple, set, frozenset, Iterator)):
+            raise RouteError(f"a {cls.__qualname__} is not an event; for several of them write emit_many([...])")
+        hint = of_dispytch(cls) or (
+            "derive its class from EventBase" if issubclass(cls, BaseModel) else "emit an instance of an EventBase"
+        )
         raise RouteError(f"a {cls.__qualname__} is not an event; {hint}")
     if getattr(cls, "__route__", None) is None:
         raise RouteError(

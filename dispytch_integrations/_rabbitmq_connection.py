@@ -32,7 +32,7 @@ from pamqp.base import Frame
 from pamqp.frame import FrameTypes
 from yarl import URL
 
-from dispytch_integrations._client_options import wrong_types
+from dispytch_integrations._client_options import load_own, require_files, speaks_tls, tls_problem, wrong_types
 from dispytch_integrations._rabbitmq_errors import tell
 from dispytch_integrations.backend import BrokerURL, Secret, read_secret, scrub
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
@@ -226,37 +226,54 @@ class Dialer:
         options = self._options
         if self._scheme != "amqps" or options["ssl_context"] is not None:
             return
+        require_files(cafile=options["cafile"])
         try:
             data = options["cadata"]
             context = ssl.create_default_context(
                 cafile=options["cafile"], capath=options["capath"], cadata=b64decode(data) if data else None
             )
-            if options["certfile"]:
-                context.load_cert_chain(options["certfile"], options["keyfile"])
         except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError: a file that holds something else.
             words = exc.strerror if isinstance(exc, OSError) else None
             raise ConfigurationError(
-                f"a certificate or key cannot be loaded ({words or exc}); "
-                f"check cafile, capath, cadata (base64), certfile and keyfile"
+                f"certificates to trust cannot be loaded ({words or exc}); check cafile, capath and cadata (base64)"
             ) from exc
+        advice = "load it into an ssl.SSLContext, and write ssl_context=..."
+        load_own(context, None, advice, certfile=options["certfile"], keyfile=options["keyfile"])
 
     async def connect(self) -> Connection:
         """Open a connection to the next host that answers.
 
-        Raises BrokerUnavailableError with what each host said, ConfigurationError for wrong credentials or vhost.
+        Raises BrokerUnavailableError with what each host said, ConfigurationError for wrong credentials or vhost, and
+        when TLS can work with none of them.
         """
         hosts = self._url.hosts or (("localhost", None),)
         failures: list[str] = []
+        hopeless: list[str] = []
         for _ in hosts:
-            host, port = hosts[self._next_host % len(hosts)]
+            host, given_port = hosts[self._next_host % len(hosts)]
+            port = given_port or _PORTS[self._scheme]
             try:
-                return await self._connect_to(host, port or _PORTS[self._scheme])
+                return await self._connect_to(host, port)
             except ConfigurationError:
                 raise
             except (amqp.AMQPError, OSError) as exc:
                 self._next_host += 1
-                failures.append(f"{host}: {self.scrubbed(tell(exc))}")
+                problem = await self._tls_problem(exc, host, port)
+                told = self.scrubbed(problem or tell(exc))
+                (failures if problem is None else hopeless).append(f"{host}: {told}")
+        if hopeless:
+            raise ConfigurationError(f"cannot connect to {self._url}: {'; '.join([*hopeless, *failures])}")
         raise BrokerUnavailableError(f"cannot connect to {self._url}: {'; '.join(failures)}")
+
+    async def _tls_problem(self, exc: Exception, host: str, port: int) -> str | None:
+        if self._scheme == "amqps":
+            plain = "amqp://, or its port for TLS (5671)"
+            return tls_problem(exc, trust="cafile", own="certfile and keyfile", port=plain)
+        # The broker hangs up on what is no TLS; a refused connection has a number instead.
+        ended = isinstance(exc, amqp.AMQPConnectionError) and not isinstance(exc.__cause__, ConnectionRefusedError)
+        if ended and await speaks_tls(host, port):
+            return "it speaks TLS there; write amqps://, or its port without TLS (5672)"
+        return None
 
     async def _connect_to(self, host: str, port: int) -> Connection:
         options = self._options

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,18 +19,18 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError, TryAgainError
 
 from dispytch_integrations._redis_commands import Command, State
-from dispytch_integrations._redis_connections import DEFAULT_PORT, Credentials, common_options
+from dispytch_integrations._redis_connections import DEFAULT_PORT, Credentials, Diagnose, common_options, tls_trouble
 from dispytch_integrations._redis_errors import reply_text
 from dispytch_integrations._redis_pipeline import Lane
 from dispytch_integrations.backend import BrokerURL
-from dispytch_integrations.errors import BrokerUnavailableError
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
     from dispytch_integrations.redis import RedisOptions
 
 __all__ = ["Cluster", "open_cluster"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dispytch_integrations.redis")
 
 _MOST_REDIRECTIONS = 16
 _DELAY = 0.05
@@ -60,8 +61,9 @@ class _NodeSource:
 class Cluster:
     """Sends each command to the node that has its slot. `make_client`: a new client, which reads the layout."""
 
-    def __init__(self, make_client: Callable[[], RedisCluster]) -> None:
+    def __init__(self, make_client: Callable[[], RedisCluster], diagnose: Diagnose) -> None:
         self._make_client = make_client
+        self._diagnose = diagnose
         self._client: RedisCluster | None = None
         self._lanes: dict[str, Lane] = {}
         self._parked: list[Command] = []
@@ -90,6 +92,8 @@ class Cluster:
             if self._settling is not None:
                 await asyncio.shield(self._settling)
         if self._client is None or self._stale:
+            if self._problem is not None and (wrong := await self._diagnose(self._problem)) is not None:
+                raise ConfigurationError(wrong) from self._problem
             error = BrokerUnavailableError(f"the layout of the Redis cluster could not be read: {self._problem}")
             raise error from self._problem
         nodes = self._client.get_primaries()
@@ -245,4 +249,5 @@ def open_cluster(
         return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in hosts], **kwargs)
 
     make_client()  # What is wrong with the options shows here, once, and not at each new look at the layout.
-    return Cluster(make_client)
+    secure = bool(kwargs.get("ssl"))
+    return Cluster(make_client, partial(tls_trouble, *hosts[0], secure, f"ssl={not secure}"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import unquote
 
 import redis
@@ -24,10 +27,12 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError
 
+from dispytch_integrations._client_options import answers_plainly, load_own, require_files, speaks_tls, tls_problem
 from dispytch_integrations._redis_commands import Command
+from dispytch_integrations._redis_errors import refuses_credentials, refuses_settings, reply_text
 from dispytch_integrations._redis_pipeline import Lane, PoolSource
 from dispytch_integrations.backend import BrokerURL, Secret, read_secret
-from dispytch_integrations.errors import ConfigurationError, DispytchError
+from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, DeliveryError, DispytchError
 
 if TYPE_CHECKING:
     from dispytch_integrations.redis import RedisOptions
@@ -37,17 +42,24 @@ __all__ = [
     "Answered",
     "Connections",
     "Credentials",
+    "Diagnose",
     "Direct",
     "check_tls",
     "connections_of",
     "open_direct",
     "option_names",
+    "tls_trouble",
 ]
 
 Answered = Callable[[Command, Any], bool]
 """Sees each command with its reply; returns whether it takes the command over."""
 
+Diagnose = Callable[[Exception], Awaitable[str | None]]
+"""Told why no connection was made; answers what is wrong in the settings, None if it may be an outage."""
+
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
+_DIGITS = 9
+"""Of a database's number: Redis counts them in 32 bits."""
 
 KINDS: Mapping[str, type | tuple[type, ...]] = {
     "credential_provider": CredentialProvider,
@@ -71,7 +83,10 @@ class Connections(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Ask for an answer; open what is not open. Raises DeliveryError or the client's errors."""
+        """Ask for an answer; open what is not open.
+
+        Raises DeliveryError or the client's errors, ConfigurationError when TLS cannot work.
+        """
         ...
 
     async def drain(self) -> None:
@@ -87,17 +102,29 @@ class Direct:
     """One lane: a single server, or the master behind Sentinel."""
 
     def __init__(
-        self, pool: ConnectionPool, answered: Answered, also_close: Iterable[redis_asyncio.Redis] = ()
+        self,
+        pool: ConnectionPool,
+        answered: Answered,
+        also_close: Iterable[redis_asyncio.Redis] = (),
+        diagnose: Diagnose | None = None,
     ) -> None:
         self._pool = pool
         self._also_close = also_close
+        self._diagnose = diagnose
         self._lane = Lane(PoolSource(pool), answered)
 
     def submit(self, commands: Sequence[Command]) -> None:
         self._lane.submit(commands)
 
     async def ping(self) -> None:
-        await self._lane.ping()
+        try:
+            await self._lane.ping()
+        except DeliveryError as exc:
+            problem = None if self._diagnose is None else await self._diagnose(exc)
+            if problem is None:
+                raise
+            await self.close()  # The sentinels may have been reached.
+            raise ConfigurationError(problem) from exc
 
     async def drain(self) -> None:
         await self._lane.drain()
@@ -176,7 +203,11 @@ def open_direct(
     )
     # What is wrong with the options shows here, and not as an outage that is tried again.
     pool.make_connection()  # type: ignore[no-untyped-call]
-    return Direct(pool, answered)
+    if url.scheme == "unix":
+        return Direct(pool, answered)
+    secure = _connection_class(url.scheme) is SSLConnection
+    scheme = "redis://" if secure else "rediss://"
+    return Direct(pool, answered, diagnose=partial(tls_trouble, kwargs["host"], kwargs["port"], secure, scheme))
 
 
 def _open_sentinel(url: BrokerURL, options: RedisOptions, kwargs: dict[str, Any], answered: Answered) -> Direct:
@@ -195,7 +226,47 @@ def _open_sentinel(url: BrokerURL, options: RedisOptions, kwargs: dict[str, Any]
         sentinel_service(url), sentinel, db=database(url, options), **kwargs
     )
     pool.make_connection()  # type: ignore[no-untyped-call]
-    return Direct(pool, answered, sentinel.sentinels)
+    diagnose = partial(_sentinel_trouble, sentinel.sentinels, hosts, bool(sentinel_kwargs.get("ssl")))
+    return Direct(pool, answered, sentinel.sentinels, diagnose)
+
+
+async def tls_trouble(host: str, port: int, secure: bool, other: str, exc: Exception, *, where: str = "") -> str | None:
+    """What is wrong with TLS when a host could not be connected to; None: it may be an outage.
+
+    `secure`: is TLS on? `other`: what to write to have it the other way; `where`: where the options for it stand. The
+    host is asked again where its silence may mean either.
+    """
+    if refuses_credentials(exc) is not None or refuses_settings(exc) is not None:
+        return None
+    mapping = (where + "[{!r}]") if where else "{}"
+    trust, own = mapping.format("ssl_ca_certs"), f"{mapping.format('ssl_certfile')} and {mapping.format('ssl_keyfile')}"
+    port_of_tls = f"{other}, or its port for TLS"
+    problem = tls_problem(exc, trust=trust, own=own, port=port_of_tls)
+    if problem is None and secure and await answers_plainly(host, port, b"PING\r\n"):
+        problem = f"it speaks no TLS there; write {port_of_tls}"
+    if problem is None and not secure and await speaks_tls(host, port):
+        problem = f"it speaks TLS there; write {other}, or its port without TLS"
+    return None if problem is None else f"{host}:{port} cannot be connected to: {problem}"
+
+
+async def _sentinel_trouble(
+    clients: Sequence[redis_asyncio.Redis], hosts: Sequence[tuple[str, int]], secure: bool, exc: Exception
+) -> str | None:
+    """`tls_trouble` of the sentinels, whose errors their client keeps to itself. Raises BrokerUnavailableError."""
+    if "No master found" not in str(exc):
+        return tls_problem(exc, trust="ssl_ca_certs", own="ssl_certfile and ssl_keyfile", port="ssl=False")
+    told: list[str] = []
+    pings: list[Awaitable[object]] = [cast("Any", client).ping() for client in clients]
+    outcomes = await asyncio.gather(*pings, return_exceptions=True)
+    for (host, port), outcome in zip(hosts, outcomes, strict=False):
+        if isinstance(outcome, Exception):
+            other = f"sentinel_kwargs={{'ssl': {not secure}}}"
+            problem = await tls_trouble(host, port, secure, other, outcome, where="sentinel_kwargs")
+            if problem is not None:
+                return f"the sentinel {problem}"
+            told.append(f"{host}:{port}: {reply_text(outcome)}")
+    words = "; ".join(told) or "check the master's name in the URL"
+    raise BrokerUnavailableError(f"the sentinels name no master ({words})") from exc
 
 
 def check_tls(scheme: str, client_options: Mapping[str, Any]) -> None:
@@ -206,13 +277,21 @@ def check_tls(scheme: str, client_options: Mapping[str, Any]) -> None:
     if _connection_class(scheme) is not SSLConnection and not client_options.get("ssl"):
         return
     options = {name: value for name, value in client_options.items() if name.startswith("ssl_")}
+    require_files(ssl_ca_certs=client_options.get("ssl_ca_certs"))
+    # First: the client would ask for a key's password at the terminal.
+    load_own(
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        client_options.get("ssl_password"),
+        "write ssl_password=...",
+        ssl_certfile=client_options.get("ssl_certfile"),
+        ssl_keyfile=client_options.get("ssl_keyfile"),
+    )
     context: Any = SSLConnection(**options).ssl_context
     try:
         context.get()
     except OSError as exc:  # ssl.SSLError is one: a file that holds something else.
         raise ConfigurationError(
-            f"a certificate or key cannot be loaded ({exc.strerror or exc}); "
-            f"check ssl_ca_certs, ssl_ca_path, ssl_certfile and ssl_keyfile"
+            f"certificates to trust cannot be loaded ({exc.strerror or exc}); check ssl_ca_certs and ssl_ca_path"
         ) from exc
 
 
@@ -241,8 +320,10 @@ def database(url: BrokerURL, options: RedisOptions) -> int:
         text = text.partition("/")[2]
     if not text:
         return 0
-    if not text.isdecimal():
-        raise ConfigurationError(f"{url.scheme}:// ends with the number of a database, as in /0, not with {url.path!r}")
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise ConfigurationError(
+            f"{url.scheme}:// ends with the number of a database, as in /0, not with {url.path[:60]!r}"
+        )
     return int(text)
 
 
@@ -260,6 +341,8 @@ def _connection_class(scheme: str) -> type[AbstractConnection]:
     return SSLConnection if scheme in ("rediss", "valkeys") else Connection
 
 
+_SECONDS = 5.0
+"""What redis-py before 8 has no default for is a number all the same."""
 _FROM_URL = frozenset({"host", "port", "path", "db", "username", "password", "startup_nodes"})
 
 
@@ -290,4 +373,7 @@ def _parameters(*classes: type) -> dict[str, Any]:
             if parameter.kind is parameter.KEYWORD_ONLY or parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 telling = isinstance(parameter.default, (bool, int, float, str))
                 found[name] = parameter.default if telling else None
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        if name in found and found[name] is None:
+            found[name] = _SECONDS
     return {name: default for name, default in found.items() if name not in _FROM_URL}

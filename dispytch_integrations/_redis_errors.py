@@ -85,9 +85,12 @@ def _kind(exc: Exception, text: str) -> tuple[type[DeliveryError], str]:
 
 
 def reply_text(exc: BaseException) -> str:
-    """What the broker or the client said, without the arguments that an unknown command is answered with."""
+    """What the broker or the client said, without the arguments that an unknown command is answered with.
+
+    Nor the clients of the sentinels, each with all its options, where none of them names a master.
+    """
     text = str(exc) or type(exc).__name__
-    return text.partition(", with args beginning")[0]
+    return text.partition(", with args beginning")[0].partition(" : <redis.")[0]
 
 
 def refuses_credentials(exc: BaseException) -> BaseException | None:

@@ -157,7 +157,8 @@ def way_of(place: Session | Connection, emitter: object, outbox: object) -> Way:
     if outbox is None:
         outbox = bound if isinstance(bound, SQLAlchemyOutbox) else False
     if isinstance(outbox, SQLAlchemyOutbox):
-        found = outbox.emitter
+        # One that no brokers have been given to is relayed elsewhere: any emitter of theirs prepares the messages.
+        found = _resolved(emitter)[0] if emitter is not None and not outbox.attached else outbox.emitter
         if emitter is not None and _resolved(emitter)[0] is not found:
             raise ConfigurationError(
                 "the emitter given is not the one that this outbox is relayed to; leave out emitter=, or give "

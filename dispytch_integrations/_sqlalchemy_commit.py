@@ -21,10 +21,12 @@ from sqlalchemy import Connection, TwoPhaseTransaction, event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from dispytch_integrations import errors
+from dispytch_integrations._overriding import CommitState, overriding
 from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
 from dispytch_integrations._sqlalchemy_sending import Parcel, send, tell_failure
 from dispytch_integrations._sqlalchemy_storing import connection_of, is_autocommit, store
-from dispytch_integrations.errors import DispytchError
+from dispytch_integrations.message import Message
 from dispytch_integrations.outbox.record import Record
 
 __all__ = ["Item", "TransactionError", "after_connection", "after_session", "install"]
@@ -34,7 +36,7 @@ logger = logging.getLogger("dispytch_integrations.sqlalchemy")
 _KEY = "_dispytch_waiting"
 
 
-class TransactionError(DispytchError, InvalidRequestError):
+class TransactionError(errors.TransactionError, InvalidRequestError):
     """`emit_on_commit` found no transaction that the event could wait for."""
 
 
@@ -50,15 +52,16 @@ class _Waiting:
     """What waits for the end of one root transaction.
 
     `late`: the commit has begun, and has stored the records: what comes within it is stored at once. `committed`: it
-    is too late for that. `released`: the savepoint that is being released.
+    is too late for that. `over`: it has ended. `released`: the savepoint that is being released.
     """
 
-    __slots__ = ("_places", "_stored", "committed", "items", "late", "released")
+    __slots__ = ("_places", "_stored", "committed", "items", "late", "over", "released")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.late = False
         self.committed = False
+        self.over = False
         self.released: object = None
         self._places: dict[object, int] = {}
         self._stored = 0
@@ -85,6 +88,8 @@ class _Waiting:
                 records.setdefault(item.outbox, []).append(item.record)
         for outbox, made in records.items():
             store(outbox, connection(outbox), made)
+            if overriding.active:  # Nobody relays in a test; what is sent is sent after the commit.
+                outbox.take_out(connection(outbox), made)
         self._stored = len(self.items)
 
     @property
@@ -92,17 +97,24 @@ class _Waiting:
         """Are there records to be stored?"""
         return any(item.record is not None for item in self._unstored())
 
+    @property
+    def is_rolled_back(self) -> bool:
+        """Has the root ended without a commit?"""
+        return self.over and not self.committed
+
     def _unstored(self) -> Sequence[Item]:
         return self.items[self._stored :]
 
     def ended(self) -> None:
         """The root has ended, committed: wake the relays, send the others. Raises nothing but a cancellation."""
+        parcels = [item.parcel for item in self.items if item.outbox is None]
+        if overriding.active:
+            parcels = [item.parcel for item in self.items]
         for outbox in {item.outbox: None for item in self.items if item.outbox is not None}:
             try:
                 outbox.committed()
             except Exception:
                 logger.exception("the relay was not woken; it finds the stored events when it looks again")
-        parcels = [item.parcel for item in self.items if item.outbox is None]
         if not parcels:
             return
         try:
@@ -111,6 +123,28 @@ class _Waiting:
             # It is committed: nothing may become of the caller but that it succeeds.
             for parcel in parcels:
                 tell_failure(parcel, exc)
+
+
+class _Watched:
+    """For tests: some of the messages that wait, as they were when they came."""
+
+    advice = "commit the session"
+
+    def __init__(self, waiting: _Waiting, items: Sequence[Item]) -> None:
+        self._waiting = waiting
+        self._items = list(items)
+
+    def states(self) -> Iterable[tuple[Message, CommitState]]:
+        """What has become of each."""
+        waiting = self._waiting
+        there = {id(item) for item in waiting.items}
+        for item in self._items:
+            state: CommitState = "pending"
+            if id(item) not in there or waiting.is_rolled_back:
+                state = "rolled back"
+            elif waiting.over:
+                state = "under way"
+            yield item.parcel.message, state
 
 
 def _of(place: Session | Connection) -> _Waiting | None:
@@ -142,6 +176,8 @@ def after_session(session: Session, items: Sequence[Item]) -> None:
         )
     count = len(waiting.items)
     waiting.items.extend(items)
+    if overriding.observers:
+        overriding.tell(_Watched(waiting, items))
     if stored and waiting.late and _is_in_commit(root):
         try:
             waiting.store(partial(connection_of, session))
@@ -217,6 +253,7 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
         waiting.released = None
     elif transaction.parent is None:
         del vars(session)[_KEY]
+        waiting.over = True
         if waiting.committed:
             waiting.ended()
 
@@ -224,7 +261,7 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
 # -- plain connections -----------------------------------------------------------------------------------------------
 
 
-def after_connection(connection: Connection, items: Iterable[Item]) -> None:
+def after_connection(connection: Connection, items: Sequence[Item]) -> None:
     """Let messages wait for the commit of the connection's transaction, which begins now if there is none.
 
     Raises TransactionError where each statement is a transaction of its own, or where it has two phases.
@@ -243,6 +280,8 @@ def after_connection(connection: Connection, items: Iterable[Item]) -> None:
     if waiting is None or not isinstance(waiting, _OnConnection) or waiting.root is not root:
         waiting = _OnConnection(connection, root)
     waiting.items.extend(items)
+    if overriding.observers:
+        overriding.tell(_Watched(waiting, items))
 
 
 class _OnConnection(_Waiting):
@@ -268,6 +307,11 @@ class _OnConnection(_Waiting):
         own.update(zip(_COVERED, (self.commit, self.savepoint, self.roll_back_to), strict=True))
         own[_KEY] = self
 
+    @property
+    def is_rolled_back(self) -> bool:
+        """Has the root ended without a commit? SQLAlchemy does not tell."""
+        return not self.committed and self._connection.get_transaction() is not self.root
+
     def commit(self) -> None:
         """Store the records, commit, send the others."""
         connection = self._connection
@@ -283,6 +327,7 @@ class _OnConnection(_Waiting):
             connection.dialect.do_rollback(connection.connection)
             raise
         self._commit()
+        self.committed = self.over = True
         self.ended()
 
     def savepoint(self, name: str | None = None) -> str:

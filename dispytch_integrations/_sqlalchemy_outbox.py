@@ -11,6 +11,7 @@ from typing import Literal
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from dispytch_integrations._overriding import overriding
 from dispytch_integrations._sqlalchemy_store import (
     AsyncStore,
     OnSQLAlchemy,
@@ -25,8 +26,9 @@ from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import ConfigurationError, NotStartedError
 from dispytch_integrations.message import Message
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import Record, record_of
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 
 __all__ = ["SQLAlchemyOutbox"]
 
@@ -51,8 +53,8 @@ class SQLAlchemyOutbox:
         app = FastAPI(lifespan=emitter_lifespan("kafka://localhost:9092", outbox=outbox))
 
     `engine`: an Engine or AsyncEngine of PostgreSQL, MySQL, MariaDB or SQLite, in whose database `outbox_tables` are.
-    `relay`: "embedded": this process relays, woken by its commits; it keeps one connection of the engine's pool (with
-    `notify` two).
+    `relay`: "embedded": this process relays, woken by its commits; it keeps one connection of an AsyncEngine's pool
+    (with `notify` two), or beside an Engine's.
     "external": another process does (`dispytch-integrations relay`), and this one opens no broker connection.
     `schema`: that of the tables; None: the connection's default. `options`: of the relay; its `codec` and `notify` are
     the writer's, too.
@@ -102,6 +104,9 @@ class SQLAlchemyOutbox:
         Raises ConfigurationError when the tables are missing or a broker's timeout does not fit the lease.
         """
         attached = _Attached(brokers)
+        if overriding.active:  # In a test nothing is relayed.
+            self._attached.append(attached)
+            return
         relay = None if self.external else Relay(self.store(), brokers.brokers, self.options)
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -133,13 +138,19 @@ class SQLAlchemyOutbox:
     # -- for sessions --------------------------------------------------------------------------------------------
 
     @property
+    def attached(self) -> bool:
+        """Do brokers run in this process that it was given to?"""
+        return bool(self._attached)
+
+    @property
     def emitter(self) -> EventEmitter:
         """The emitter that prepares its messages. Raises NotStartedError before the start."""
         last = self._attached[-1:]  # In one step: another thread may stop it.
         if not last:
             raise NotStartedError(
                 "this SQLAlchemyOutbox knows no brokers: give it to emitter_lifespan(..., outbox=outbox) or "
-                "connect(..., outbox=outbox), and emit after its start (a TestClient needs `with TestClient(app)`)"
+                "connect(..., outbox=outbox), and emit after its start (a TestClient needs `with TestClient(app)`); "
+                "where another process relays, emit_on_commit(session, event, emitter=emitter) knows them, too"
             )
         return last[0].brokers.emitter
 
@@ -152,6 +163,13 @@ class SQLAlchemyOutbox:
         on = OnSQLAlchemy(connection)
         for sql, parameters in self._insert(records):
             on.run(sql, parameters)
+
+    def take_out(self, connection: Connection, records: Sequence[Record]) -> None:
+        """For tests: delete the rows of records again, over the same connection."""
+        on = OnSQLAlchemy(connection)
+        for record in records:
+            sql = f"delete from {self._insert.table} where event_id = :event_id"  # noqa: S608 - a name of ours
+            on.run(sql, {"event_id": record.event_id})
 
     def committed(self) -> None:
         """Records were committed: wake the embedded relay. From any thread."""

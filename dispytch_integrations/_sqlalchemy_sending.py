@@ -18,7 +18,7 @@ from dispytch_integrations._blocking_handoff import Handoff, LeftMessage
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import Outlet
 from dispytch_integrations.errors import BrokerUnavailableError, NotStartedError, WrongLoopError, WrongProcessError
-from dispytch_integrations.message import Message
+from dispytch_integrations.message import Message, log_fields
 
 __all__ = ["MAX_PENDING", "Parcel", "running_loop", "send", "tell_failure"]
 
@@ -84,7 +84,7 @@ def _log(message: Message, error: Exception) -> None:
         message.broker,
         message.destination,
         error,
-        extra={"event_type": message.type, "event_id": message.id, "broker": message.broker},
+        extra=log_fields(message.type, message.id, message.broker, message.destination),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
+    CursorResult,
     Engine,
     Index,
     Integer,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
+from sqlalchemy.dialects.mysql import LONGBLOB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
 
@@ -34,7 +37,7 @@ from dispytch_integrations.outbox._sql import CHANNEL, EVENTS, LEASES, Insert, S
 from dispytch_integrations.outbox._sql import Connection as OnConnection
 from dispytch_integrations.outbox._sql_store import OutboxInSQL
 from dispytch_integrations.outbox.record import MAX_NAME
-from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener
+from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener, shut_down
 
 __all__ = [
     "AsyncStore",
@@ -59,7 +62,14 @@ def outbox_tables(metadata: MetaData, schema: str | None = None) -> tuple[Table,
 
     `Base.metadata.create_all()` makes them, and `alembic revision --autogenerate` writes a migration that does not
     import us. `schema`: that of the tables; None: the metadata's, or the connection's. Called again, the same tables.
+
+    Raises ConfigurationError for what is no MetaData.
     """
+    given: Any = metadata
+    if not isinstance(given, MetaData):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        written = f"{name}.metadata" if isinstance(getattr(given, "metadata", None), MetaData) else "Base.metadata"
+        raise ConfigurationError(f"outbox_tables takes MetaData, not {name}; write outbox_tables({written})")
     found = metadata.tables.get(_key(metadata, schema, EVENTS))
     if found is not None:
         return found, metadata.tables[_key(metadata, schema, LEASES)]
@@ -75,7 +85,7 @@ def outbox_tables(metadata: MetaData, schema: str | None = None) -> tuple[Table,
         Column("ordering_key", Text),
         Column("headers", Text, nullable=False),
         Column("properties", Text, nullable=False),
-        Column("payload", LargeBinary(length=2**32 - 1)),  # LONGBLOB on MySQL
+        Column("payload", LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")),
         Column("content_type", String(MAX_NAME), nullable=False),
         Column("format", SmallInteger, nullable=False),
         Column("lane", number, nullable=False),
@@ -141,9 +151,12 @@ def store_of(engine: Engine | AsyncEngine, schema: str | None = None) -> AsyncSt
 
 
 def require_room(engine: Engine | AsyncEngine, relay: int) -> None:
-    """Raise ConfigurationError when an engine's pool has no connection left beside those that a relay keeps."""
+    """Raise ConfigurationError when an engine's pool has no connection left beside those that a relay keeps.
+
+    On a synchronous engine it takes its own out of the pool.
+    """
     pool: Any = engine.pool
-    if not isinstance(pool, QueuePool):
+    if not isinstance(pool, QueuePool) or isinstance(engine, Engine):
         return
     size, overflow = pool.size(), pool._max_overflow
     if size > 0 and overflow >= 0 and size + overflow <= relay:
@@ -178,6 +191,11 @@ def _text(sql: str) -> TextClause:
     return text(sql)
 
 
+_SHORT = 4000
+"""Characters of a text that is kept: on MySQL longer ones have lists of ids in them, and differ each time."""
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z_0-9]*)")
+
+
 class OnSQLAlchemy:
     """Runs the outbox's SQL on a connection of SQLAlchemy."""
 
@@ -188,11 +206,18 @@ class OnSQLAlchemy:
 
     def query(self, sql: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """The rows of a SELECT."""
-        return cast("Sequence[Sequence[Any]]", self.connection.execute(_text(sql), parameters).all())
+        return cast("Sequence[Sequence[Any]]", self._execute(sql, parameters).all())
 
     def run(self, sql: str, parameters: Mapping[str, Any]) -> int:
         """How many rows were touched."""
-        return self.connection.execute(_text(sql), parameters).rowcount
+        return self._execute(sql, parameters).rowcount
+
+    def _execute(self, sql: str, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+        connection = self.connection
+        if len(sql) < _SHORT or connection.dialect.name not in ("mysql", "mariadb"):
+            return connection.execute(_text(sql), parameters)
+        # Past SQLAlchemy's caches, in which hundreds of such texts would stay.
+        return connection.exec_driver_sql(_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")), dict(parameters))
 
 
 def _check(connection: Connection, sql: SQLStore, schema: str | None) -> None:
@@ -307,7 +332,11 @@ async def _invalidated(connection: AsyncConnection) -> None:
 
 
 class SyncStore(OutboxInSQL):
-    """An OutboxStore on an Engine; keeps a thread, and one connection of its pool, from `open` to `close`."""
+    """An OutboxStore on an Engine; keeps a thread, and a connection of its own, from `open` to `close`.
+
+    The connection is made by the engine's pool, and detached from it. A pool would clean it up wherever it is
+    collected: in a forked child over the very socket on which the parent's relay works.
+    """
 
     def __init__(self, engine: Engine, schema: str | None = None) -> None:
         super().__init__(sql_of(engine, schema))
@@ -315,7 +344,9 @@ class SyncStore(OutboxInSQL):
         self._schema = schema
         # Of the thread: one that was left behind in a dead connection keeps it, the next one has its own.
         self._kept = threading.local()
-        self._thread = OneThread("dispytch outbox", self._drop)
+        self._driver: Any = None
+        """The driver's connection that the thread works on. Kept, so that a forked child does not close it."""
+        self._thread = OneThread("dispytch outbox", self._drop, lambda: shut_down(self._driver))
 
     @property
     def address(self) -> str:
@@ -328,7 +359,7 @@ class SyncStore(OutboxInSQL):
 
     async def close(self) -> None:
         """Give the connection back, and end the thread."""
-        await self._thread.run(self._close)
+        await self._thread.run(self._drop)
         self._thread.end()
 
     async def on_connection(self, function: Callable[[OnConnection], _T]) -> _T:
@@ -339,43 +370,55 @@ class SyncStore(OutboxInSQL):
         """As OutboxStore.listen, with psycopg."""
         thread, stopped = OneThread("dispytch outbox listens"), threading.Event()
         try:
-            await thread.run(lambda: self._listen(wake, stopped))
+            await thread.wait(lambda: self._listen(wake, stopped))
         finally:
             stopped.set()
             thread.end()
 
     def _listen(self, wake: Callable[[], None], stopped: threading.Event) -> None:
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            try:
-                driver: Any = connection.connection.driver_connection
-                if not hasattr(driver, "notifies"):
-                    raise no_listener(self._engine.dialect.driver)
-                listen_blocking(driver, wake, stopped)
-            finally:
-                connection.invalidate()
+        connection = self._connected()
+        driver: Any = connection.connection.dbapi_connection
+        try:
+            if not hasattr(driver, "notifies"):
+                raise no_listener(self._engine.dialect.driver)
+            listen_blocking(driver, wake, stopped)
+        finally:
+            _close(connection, driver)
 
-    def _close(self) -> None:
-        connection: Connection | None = getattr(self._kept, "connection", None)
-        self._kept.connection = None
-        if connection is not None:
+    def _connected(self) -> Connection:
+        connection = self._engine.connect()
+        try:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.detach()
+        except BaseException:
             connection.close()
+            raise
+        return connection
 
     def _run(self, function: Callable[[Connection], _T]) -> _T:
         connection: Connection | None = getattr(self._kept, "connection", None)
         if connection is None:
-            made = self._engine.connect()
-            connection = self._kept.connection = made.execution_options(isolation_level="AUTOCOMMIT")
+            connection = self._kept.connection = self._connected()
+            self._driver = self._kept.driver = connection.connection.dbapi_connection
         try:
             return function(connection)
         except BaseException:
-            with suppress(Exception):  # The database is gone, and so is the connection.
-                self._drop()
+            self._drop()
             raise
 
     def _drop(self) -> None:
-        """Close the thread's connection for good, if it has one."""
+        """Close the thread's connection, if it has one."""
         connection: Connection | None = getattr(self._kept, "connection", None)
         self._kept.connection = None
         if connection is not None:
-            connection.invalidate()
-            connection.close()
+            _close(connection, self._kept.driver)
+
+
+def _close(connection: Connection, driver: Any) -> None:
+    """Close a detached connection and the driver's, whatever state they are in."""
+    # Not asked of the connection: one that has failed would connect anew to tell.
+    with suppress(Exception):  # The database is gone, and so is the connection.
+        driver.close()
+    with suppress(Exception):
+        connection.invalidate()
+        connection.close()

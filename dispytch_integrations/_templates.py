@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
 from inspect import isroutine
 from operator import attrgetter
 from string import Formatter
 from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
+from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from dispytch_integrations.errors import RouteError
 
-__all__ = ["Filler", "Template", "compile_key", "compile_route_part", "compile_text", "nearest"]
+__all__ = [
+    "Filler",
+    "Template",
+    "check_constant",
+    "compile_key",
+    "compile_route_part",
+    "compile_text",
+    "model_of",
+    "nearest",
+]
 
 Filler = Callable[[Any], Any]
 """Fills a template from an event."""
@@ -33,6 +44,7 @@ _INVISIBLE = (
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _control = re.compile(f"[{_CONTROL}]")
+_surrogate = re.compile("[\ud800-\udfff]")
 _never_in_route = re.compile(f"[{_CONTROL}{_INVISIBLE}]")
 
 _Step = tuple[bool, str | int]
@@ -89,20 +101,24 @@ class _Part:
         """
         if value is None:
             return ""
-        if self.plain and isinstance(value, (str, int)):
-            return str(value)
-        if self.conversion == "r":
-            value = repr(value)
-        elif self.conversion == "s":
-            value = str(value)
-        elif self.conversion == "a":
-            value = ascii(value)
         try:
+            if self.plain and isinstance(value, (str, int)):
+                return str(value)
+            if self.conversion == "r":
+                value = repr(value)
+            elif self.conversion == "s":
+                value = str(value)
+            elif self.conversion == "a":
+                value = ascii(value)
             if isinstance(value, bytes):
                 value = value.decode()
             return format(value, self.spec)
-        except (TypeError, ValueError) as exc:
-            raise RouteError(f"{self.text} cannot format a {type(value).__name__}: {exc}") from exc
+        except Exception as exc:  # Values of any class may be here: whatever becomes of them as text.
+            raise self.unfit(value, exc) from exc
+
+    def unfit(self, value: object, exc: Exception) -> RouteError:
+        """The error for a value that does not become text."""
+        return RouteError(f"{self.text} cannot format a {type(value).__name__}: {exc}")
 
 
 class Template:
@@ -117,6 +133,8 @@ class Template:
         """
         self.text = text
         self.parts: list[str | _Part] = []
+        if _surrogate.search(text):
+            raise RouteError(f"{owner} {text[:60]!r}: half a surrogate pair cannot be sent; correct the text")
         try:
             parsed = list(Formatter().parse(text))
         except ValueError as exc:
@@ -166,6 +184,7 @@ def _steps(path: str, text: str, owner: str) -> list[_Step]:
 
 
 _token = re.compile(r"\.([^.\[\]]*)|\[([^\]]*)\]")
+_index = re.compile("[0-9]{1,18}")
 
 
 def _split_path(path: str) -> tuple[str, list[_Step]]:
@@ -177,37 +196,77 @@ def _split_path(path: str) -> tuple[str, list[_Step]]:
         if attribute is not None:
             rest.append((True, attribute))
         else:
-            rest.append((False, int(key) if key.isdigit() else key))
+            rest.append((False, int(key) if _index.fullmatch(key) else key))
     return first, rest
 
 
 def _check_path(part: _Part, event_type: type[BaseModel], owner: str) -> None:
-    model: type[BaseModel] = event_type
-    for index, (_, name) in enumerate(part.steps):
-        fields = model.__pydantic_fields__
-        known = [*fields, *model.__pydantic_decorators__.computed_fields]
-        if name not in known:
-            if model.model_config.get("extra") == "allow":
-                return
-            where = model.__qualname__ if index else "the event"
+    annotation: Any = event_type
+    for index, (is_attribute, name) in enumerate(part.steps):
+        model = model_of(annotation)
+        if model is None:
+            annotation = _below(annotation, is_attribute, name, part, owner)
+        else:
+            fields = model.__pydantic_fields__
+            known = [*fields, *model.__pydantic_decorators__.computed_fields]
+            if name not in known:
+                if model.model_config.get("extra") == "allow":
+                    return
+                where = model.__qualname__ if index else "the event"
+                raise RouteError(
+                    f"{owner}: {part.text} is no field of {where}{nearest(str(name), known)}; "
+                    f"it has {', '.join(known) or 'none'}"
+                )
+            annotation = fields[name].annotation if isinstance(name, str) and name in fields else None
+        if annotation is None:
+            return  # What lies below can only be seen in the value.
+
+
+# These themselves, and not what is derived from them: that may have attributes which no class shows.
+_MAPPINGS = (dict, Mapping, MutableMapping)
+_SEQUENCES = (list, tuple, Sequence, MutableSequence)
+_SCALARS = (str, int, float, bool, bytes, Decimal, UUID, date, datetime, time, timedelta)
+
+
+def _below(annotation: Any, is_attribute: bool, name: str | int, part: _Part, owner: str) -> Any:
+    """What a step leads to; None: only the value has it. Raises RouteError where it can lead nowhere."""
+    annotation = _plain(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in _MAPPINGS:
+        return arguments[1]
+    if origin in _SEQUENCES:
+        if is_attribute:
             raise RouteError(
-                f"{owner}: {part.text} is no field of {where}{nearest(str(name), known)}; "
-                f"it has {', '.join(known) or 'none'}"
+                f"{owner}: {part.text} names {name!r} of a {origin.__name__}; one of its items is written with its "
+                f"number in brackets: [0]"
             )
-        nested = _model_of(fields[name].annotation) if isinstance(name, str) and name in fields else None
-        if nested is None:
-            return  # Not a model: what lies below can only be seen in the value.
-        model = nested
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The one model in an annotation such as `User | None`; None where it cannot be told."""
-    # Of list[User] or dict[str, User] what lies below is one of many, which only the value has.
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    models = [arg for arg in candidates if arg is not type(None)]
-    if len(models) == 1 and isinstance(models[0], type) and issubclass(models[0], BaseModel):
-        return models[0]
+        return arguments[0] if arguments and arguments[1:] in ((), (Ellipsis,)) else None
+    if annotation not in _SCALARS:
+        return None
+    if name not in dir(annotation) if is_attribute else "__getitem__" not in dir(annotation):
+        raise RouteError(f"{owner}: {part.text} reaches for {name!r}, which a {annotation.__name__} does not have")
     return None
+
+
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The one model in an annotation such as `User | None`; None where it cannot be told."""
+    model = _plain(annotation)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _plain(annotation: Any) -> Any:
+    """The one type in an annotation such as `User | None`; None where it cannot be told."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    types = [candidate for candidate in candidates if candidate is not type(None)]
+    return types[0] if len(types) == 1 else None
+
+
+def check_constant(text: str, owner: str) -> None:
+    """Raise RouteError when what the class itself says holds a control character."""
+    if _control.search(text) is not None:
+        raise RouteError(f"{owner} {text[:60]!r} holds a control character; leave that out")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -263,11 +322,14 @@ def compile_text(template: Template, what: str) -> Filler:
     def fill_part(part: _Part, event: Any) -> str:
         text = part.render(part.value(event))
         if _control.search(text) is not None:
-            raise RouteError(
-                f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} holds a "
-                f"control character; clean the value"
-            )
+            raise refusal(part, event)
         return text
+
+    def refusal(part: _Part, event: Any) -> RouteError:
+        return RouteError(
+            f"{type(event).__qualname__}: the value of {part.text} in the {what} {template.text!r} holds a "
+            f"control character; clean the value"
+        )
 
     if len(template.parts) == 1 and isinstance(template.parts[0], _Part):
         only, search = template.parts[0], _control.search
@@ -279,9 +341,15 @@ def compile_text(template: Template, what: str) -> Filler:
                 return value  # The usual key, without a look at what else it could be.
             if value is None:
                 return None
-            if not plain or value.__class__ is str:
+            if not plain or isinstance(value, str):
                 return fill_part(only, event)
-            return _plain_text(value)
+            try:
+                text = _plain_text(value)
+            except Exception as exc:  # As in `render`.
+                raise only.unfit(value, exc) from exc
+            if search(text) is not None:
+                raise refusal(only, event)
+            return text
 
         return fill_only
     return _assemble(template, fill_part)
@@ -297,9 +365,10 @@ def _plain_text(value: Any) -> str:
         return json.dumps(to_jsonable_python(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     if isinstance(value, bytes):
         try:
-            return value.decode()
+            text = value.decode()
         except UnicodeDecodeError:
             return value.hex()
+        return text if _control.search(text) is None else value.hex()  # Binary, which happens to be UTF-8.
     return str(value)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from dispytch_integrations._parts import wrong_hooks, wrong_serializer
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError
 from dispytch_integrations.producer import Producer
 
@@ -29,14 +30,16 @@ class BrokerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    timeout: float | None = Field(default=5.0, gt=0)
+    timeout: float | None = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Seconds an emit waits for the broker's confirmation; default 5. None waits without end: not advised."""
-    startup_timeout: float = Field(default=30.0, gt=0)
+    startup_timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Seconds during which a broker that does not answer is tried again, before the start fails; default 30."""
-    shutdown_timeout: float = Field(default=10.0, ge=0)
+    shutdown_timeout: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Seconds that events in flight get when the app stops; default 10."""
-    required: bool = True
-    """Does the app fail to start without this broker? False: it starts, and the connection is made when it can be."""
+    required: bool | None = None
+    """Does the app fail to start without this broker? False: it starts, and the connection is made when it can be.
+    None: True, unless an outbox is relayed to the broker: its events wait there, and the app starts after the first
+    attempt that is not answered; what the broker refuses (a password) still fails the start."""
     on_timeout: Literal["raise", "log"] | Callable[[Any], object] = "raise"
     """What an emit that is not confirmed in time does: raise ProducerTimeout, log a warning, or call with the event."""
     source: str | None = None
@@ -45,11 +48,14 @@ class BrokerOptions(BaseModel):
     """CloudEvents attributes as headers; False: none; a string: their prefix instead of the transport's own."""
     prefix: str = ""
     """Goes in front of every topic, exchange, channel and stream: "staging."."""
+    max_size: int | None = Field(default=None, gt=0)
+    """Bytes that an event's body may have; a larger one is refused at the call, before it is stored in an outbox, too.
+    None: what the client would refuse (Kafka's `max_request_size`, 1 MiB); else the broker decides."""
     hooks: Sequence[Any] = ()
     """Objects with `before_send`, `sent` and `failed`: see `dispytch_integrations.hooks`."""
     serializer: Any = None
     """How events become bytes; None: JSON."""
-    client: Mapping[str, Any] = Field(default_factory=dict)
+    client: Mapping[str, Any] = Field(default_factory=dict, repr=False)
     """Options of the underlying client whose names are ours, too."""
 
     @field_validator("cloudevents", mode="before")
@@ -59,7 +65,45 @@ class BrokerOptions(BaseModel):
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         return words.get(value.lower(), value) if isinstance(value, str) else value
 
+    @field_validator("timeout", "startup_timeout", "shutdown_timeout", "max_size", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is no number")
+        return value
 
+    @field_validator("on_timeout", mode="before")
+    @classmethod
+    def _is_called_or_known(cls, value: object) -> object:
+        if value not in ("raise", "log") and not callable(value):
+            raise ValueError("write 'raise', 'log', or a function that is called with the event")
+        return value
+
+    @field_validator("hooks", "serializer", mode="before")
+    @classmethod
+    def _can_be_called(cls, value: object, info: ValidationInfo) -> object:
+        problems = (wrong_hooks if info.field_name == "hooks" else wrong_serializer)(value)
+        if told := "; ".join(problems):
+            raise ValueError(told)
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _is_no_default(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("it is empty; write a URI-reference such as /shop, or leave it out")
+        return value
+
+    @field_validator("source", "cloudevents", "prefix")
+    @classmethod
+    def _can_be_sent(cls, value: object) -> object:
+        # They stand in headers and names of every message, which refuse these in what an event gives.
+        if isinstance(value, str) and _CONTROL.search(value):
+            raise ValueError("it holds a control character; leave that out")
+        return value
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?"
 )
@@ -105,9 +149,13 @@ class BrokerURL:
             )
         username, colon, password = credentials.partition(":")
         try:
-            query = dict(parse_qsl(match["query"] or "", keep_blank_values=True, strict_parsing=bool(match["query"])))
-        except ValueError as exc:
-            raise ConfigurationError("a broker's URL has a query that is not option=value&option=value") from exc
+            pairs = parse_qsl(match["query"] or "", keep_blank_values=True, strict_parsing=bool(match["query"]))
+        except ValueError:
+            # Without the cause: it repeats a part of the query, which may be a password.
+            raise ConfigurationError("a broker's URL has a query that is not option=value&option=value") from None
+        query = dict(pairs)
+        if len(query) < len(pairs):
+            raise ConfigurationError("a broker's URL gives an option twice; leave one of them out")
         return cls(
             scheme=match["scheme"].lower(),
             hosts=tuple(_host(text) for text in hosts.split(",")) if hosts else (),
@@ -132,7 +180,7 @@ def _host(text: str) -> tuple[str, int | None]:
     match = re.fullmatch(
         r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]\s]+))(?::(?P<port>[0-9]{1,5}))?", text.strip()
     )
-    if match is None or (match["port"] is not None and not 0 < int(match["port"]) < 65536):
+    if match is None or _CONTROL.search(text) or (match["port"] is not None and not 0 < int(match["port"]) < 65536):
         raise ConfigurationError(
             "a broker's URL has a host that is not readable; write host:port, or [::1]:port for IPv6"
         )
@@ -168,11 +216,16 @@ def read_secret(value: Secret) -> str:
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:
-    """`text` with every secret in it replaced by stars."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
+    """`text` with every secret in it replaced by stars, also as it is written in a URL or in a repr."""
+    forms = {form for secret in secrets if secret for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):  # One may be a part of another.
+        text = text.replace(form, "***")
     return text
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    data = secret.encode(errors="replace")
+    return secret, quote(data, safe=""), quote(data), repr(secret)[1:-1], repr(data)[2:-1]
 
 
 class Backend(ABC):
@@ -184,9 +237,17 @@ class Backend(ABC):
     transport: ClassVar[str]
     """"kafka", "rabbitmq", "redis", "memory"."""
     options_type: ClassVar[type[BrokerOptions]] = BrokerOptions
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What connecting and sending import; it is imported when the start begins.
+
+    A process that forks while another thread imports a module leaves it locked in the child for ever.
+    """
 
     producer: Producer
     """The same object throughout; raises NotStartedError on delivery unless the backend is started."""
+
+    max_size: int | None = None
+    """Bytes of a payload that the client refuses in any case; None: there is no such limit."""
 
     @abstractmethod
     def __init__(self, url: BrokerURL, options: Any, client_options: Mapping[str, Any]) -> None:
@@ -204,6 +265,16 @@ class Backend(ABC):
         """The options of the underlying client: name to default value (None: unknown; else its type is used to read
         a URL's text)."""
         return {}
+
+    @classmethod
+    def advice_for(cls, url: BrokerURL, name: str) -> str:
+        """What to write in place of an option that this URL does not have; "": nothing better than the nearest name."""
+        return ""
+
+    @classmethod
+    def ignored_option_names(cls, url: BrokerURL) -> Collection[str]:
+        """Options that are taken and have no effect: those of the transport that it stands in for."""
+        return ()
 
     @abstractmethod
     async def start(self) -> None:

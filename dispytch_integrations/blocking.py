@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import isawaitable
 from types import TracebackType
@@ -15,6 +15,7 @@ from dispytch_integrations._blocking_calls import Calls, refuse_patched_threads
 from dispytch_integrations._blocking_loop import Opened, loop_thread
 from dispytch_integrations._blocking_way import PING_SECONDS, Failed, Prepared, Way, confirmed_of, longest_timeout
 from dispytch_integrations._broker import Broker
+from dispytch_integrations._misuse import SyncBlock
 from dispytch_integrations._outlet import OnTimeout, Outlet
 from dispytch_integrations.brokers import Brokers, Outbox, connect
 from dispytch_integrations.emitter import EventEmitter
@@ -35,6 +36,7 @@ from dispytch_integrations.settings import Config
 __all__ = ["BlockingBrokers", "BlockingEmitter", "connect_blocking"]
 
 _Callback = TypeVar("_Callback", bound=OnTimeout)
+_T = TypeVar("_T")
 
 
 class BlockingEmitter:
@@ -144,11 +146,12 @@ class BlockingEmitter:
                 f"the emitter's connection was opened in process {self._pid}, before a fork; "
                 f"open one in this process: start the app after the fork, or use connect_blocking()"
             )
-        _refuse_running_loop(method)
+        refuse_running_loop(method)
         return self._way
 
 
-def _refuse_running_loop(method: str) -> None:
+def refuse_running_loop(method: str) -> None:
+    """Raise WrongLoopError where an event loop runs, which a call of `method` would block."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -160,7 +163,7 @@ def _refuse_running_loop(method: str) -> None:
     )
 
 
-class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
+class BlockingBrokers(SyncBlock, AbstractContextManager[BlockingEmitter]):
     """The brokers of synchronous code and their one emitter; made by `connect_blocking`.
 
     Use it as `with`, or call `start` and `stop`. Both are counted: entered twice, it is opened once and closed at the
@@ -185,7 +188,7 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
         Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
         was not reached, WrongLoopError where an event loop is running.
         """
-        _refuse_running_loop("start")
+        refuse_running_loop("start")
         with self._lock:
             if self._opened is None or self._opened.foreign or self._opened.lost:
                 self._open(wait=True)
@@ -196,7 +199,7 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
 
         Harmless when not started. Raises WrongLoopError on the loop's own thread.
         """
-        _refuse_running_loop("stop")
+        refuse_running_loop("stop")
         with self._lock:
             if self._users == 0:
                 return
@@ -219,6 +222,15 @@ class BlockingBrokers(AbstractContextManager[BlockingEmitter]):
         """The brokers by alias, to look at their state; empty while not started."""
         opened = self._opened
         return {} if opened is None or opened.foreign else opened.brokers.brokers
+
+    def ask(self, question: Callable[[Brokers], Awaitable[_T]], *, limit: float | None) -> _T:
+        """For integrations: await `question(brokers)` on the loop's thread, for at most `limit` seconds and some grace.
+
+        Raises NotStartedError, and WrongLoopError where an event loop runs.
+        """
+        refuse_running_loop("ask")
+        opened = self._reach()
+        return opened.thread.calls.run(lambda: _of(question(opened.brokers)), limit=limit)
 
     def _reach(self) -> Opened:
         """What is open in this process; in a forked child of the one that has opened it, connect anew.
@@ -259,9 +271,13 @@ class _OwnEmitter(BlockingEmitter):
         self._on_timeout = None
 
     def _reach(self, method: str) -> Way:
-        _refuse_running_loop(method)
+        refuse_running_loop(method)
         opened = self._brokers._reach()
         return Way(opened.brokers.emitter, opened.thread.calls)
+
+
+async def _of(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
 
 
 async def _awaited(awaitable: Any) -> None:
@@ -274,11 +290,12 @@ def connect_blocking(
     timeout: float | None = 5.0,
     startup_timeout: float = 30.0,
     shutdown_timeout: float = 10.0,
-    required: bool = True,
+    required: bool | None = None,
     on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
     source: str | None = None,
     cloudevents: bool | str = True,
     prefix: str = "",
+    max_size: int | None = None,
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
@@ -314,6 +331,7 @@ def connect_blocking(
             source=source,
             cloudevents=cloudevents,
             prefix=prefix,
+            max_size=max_size,
             hooks=hooks,
             serializer=serializer,
             client=client,

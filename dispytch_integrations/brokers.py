@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import import_module
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol
 
 from dispytch_integrations._broker import Broker
+from dispytch_integrations._misuse import AsyncBlock
 from dispytch_integrations._outlet import OnTimeout
+from dispytch_integrations._overriding import overriding
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.errors import (
@@ -26,9 +29,9 @@ from dispytch_integrations.events import EventBase
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.producer import Producer
 from dispytch_integrations.serialization import Serializer
-from dispytch_integrations.settings import Config, load_brokers
+from dispytch_integrations.settings import Config, load_brokers, schemes
 
-__all__ = ["Brokers", "Outbox", "connect"]
+__all__ = ["Brokers", "Outbox", "brokers_of", "connect"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class Outbox(Protocol):
         ...
 
 
-class Brokers(AbstractAsyncContextManager[EventEmitter]):
+class Brokers(AsyncBlock, AbstractAsyncContextManager[EventEmitter]):
     """The brokers of an app and their one emitter; made by `connect`.
 
     Use it as `async with`, or call `start` and `stop`. Both are counted: entered twice, it is opened once and
@@ -89,9 +92,9 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
     async def start(self, *, wait: bool = True) -> None:
         """Connect to all brokers, in parallel; those that do not answer are tried again until `startup_timeout`.
 
-        A broker with `required=False` is connected in the background. `wait`: False: all of them are, and tried again
-        without end; the start returns once the settings are read, and emits wait for the connection within their
-        timeout.
+        A broker with `required=False` is connected in the background, and so is one that does not answer while an
+        outbox keeps its events. `wait`: False: all of them are, and tried again without end; the start returns once the
+        settings are read, and emits wait for the connection within their timeout.
 
         Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
         was not reached: those that were are closed again.
@@ -163,30 +166,40 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         Raises ConfigurationError with everything that is wrong.
         """
         specs = load_brokers(self._config, self._options)
+        overriding.opened.add(self)
         self._brokers = {spec.alias: Broker(spec.alias, spec.backend, spec.options, self.on_change) for spec in specs}
         self.emitter.forget_plans()
         self._emitters.clear()
 
     async def _start(self, wait: bool) -> None:
         self.load()
-        if self.outbox is not None and self.outbox.external:
+        for broker in self._brokers.values():
+            for name in broker.backend.modules:
+                import_module(name)
+        if self.outbox is not None and self.outbox.external and not overriding.active:
             for broker in self._brokers.values():
                 broker.elsewhere = True
             await self.outbox.start(self)
             return
         tasks: dict[Broker, asyncio.Task[None]] = {}
         required: list[Broker] = []
+        relayed: list[Broker] = []
         for broker in self._brokers.values():
             options = broker.options
-            if wait and options.required:
+            if wait and (options.required or (options.required is None and self.outbox is None)):
                 tasks[broker] = broker.begin(options.startup_timeout)
                 required.append(broker)
+                continue
+            patience = 0.0 if wait else options.timeout or options.startup_timeout
+            told_elsewhere = wait and options.required is None
+            tasks[broker] = broker.begin(None, patience=patience, told_elsewhere=told_elsewhere)
+            if told_elsewhere:
+                relayed.append(broker)
             else:
-                patience = 0.0 if wait else options.timeout or options.startup_timeout
-                tasks[broker] = broker.begin(None, patience=patience)
                 tasks[broker].add_done_callback(_log_failure)
         try:
             failures = await _failures({broker: tasks[broker] for broker in required})
+            failures += await _mistakes({broker: tasks[broker] for broker in relayed})
         except asyncio.CancelledError:
             await self._stop()
             raise
@@ -272,7 +285,10 @@ class Brokers(AbstractAsyncContextManager[EventEmitter]):
         route = type(cls.__route__).__name__
         if not candidates:
             configured = ", ".join(f"{name!r} ({broker.backend.address})" for name, broker in brokers.items())
-            raise RouteError(f"{cls.__qualname__} has a {route}, which no broker takes; configured are {configured}")
+            raise RouteError(
+                f"{cls.__qualname__} has a {route}, which no broker takes; configured are {configured}: "
+                f"{_advice(cls, brokers.values())}"
+            )
         raise RouteError(
             f"{cls.__qualname__} has a {route}, which {_names(candidates)} would take; "
             f"write __broker__ = {next(iter(candidates))!r} on the class, or call one of them 'default'"
@@ -304,18 +320,26 @@ class _Only:
     """The outlets of an emitter that sends to one of several brokers."""
 
     def __init__(self, brokers: Brokers, alias: str) -> None:
-        self._brokers = brokers
+        self.brokers = brokers
         self._alias = alias
 
     def outlet_for(self, cls: type[EventBase]) -> Broker:
-        return self._brokers.brokers[self._alias]
+        return self.brokers.brokers[self._alias]
 
     @property
     def producers(self) -> Mapping[str, Producer]:
-        return {self._alias: self._brokers.producers[self._alias]}
+        return {self._alias: self.brokers.producers[self._alias]}
 
     async def ping(self, *, timeout: float | None = None) -> dict[str, DispytchError | None]:
-        return {self._alias: (await self._brokers.ping(timeout=timeout))[self._alias]}
+        return {self._alias: (await self.brokers.ping(timeout=timeout))[self._alias]}
+
+
+def brokers_of(emitter: EventEmitter) -> Brokers | None:
+    """The brokers behind an emitter; None: it is one over a producer, whose connection is not ours."""
+    outlets = emitter._outlets
+    if isinstance(outlets, _Only):
+        return outlets.brokers
+    return outlets if isinstance(outlets, Brokers) else None
 
 
 def connect(
@@ -324,11 +348,12 @@ def connect(
     timeout: float | None = 5.0,
     startup_timeout: float = 30.0,
     shutdown_timeout: float = 10.0,
-    required: bool = True,
+    required: bool | None = None,
     on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
     source: str | None = None,
     cloudevents: bool | str = True,
     prefix: str = "",
+    max_size: int | None = None,
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
@@ -345,11 +370,14 @@ def connect(
     `timeout`: seconds an emit waits for the broker's confirmation; None waits without end.
     `startup_timeout`: seconds during which a broker that does not answer is tried again before the start fails.
     `shutdown_timeout`: seconds that events in flight get at the end.
-    `required`: False: the start does not wait for the broker; it is connected in the background.
+    `required`: False: the start does not wait for the broker; it is connected in the background. True: the start fails
+    without it. None: True without an outbox; with one the app starts without a broker that does not answer, since its
+    events wait in the outbox.
     `on_timeout`: what an emit that is not confirmed in time does: raise ProducerTimeout, log, or call with the event.
     `source`: CloudEvents `source`; None: "/" and the top-level package of the event's class.
     `cloudevents`: identity headers; False: none; a str: their prefix instead of the transport's own.
     `prefix`: goes in front of every topic, exchange, channel and stream.
+    `max_size`: bytes that an event's body may have; None: what the client takes.
     `hooks`: see `dispytch_integrations.hooks`.
     `serializer`: how events become bytes; None: JSON.
     `client`: options of the underlying client whose names are ours.
@@ -369,6 +397,7 @@ def connect(
         "source": source,
         "cloudevents": cloudevents,
         "prefix": prefix,
+        "max_size": max_size,
         "hooks": hooks,
         "serializer": serializer,
         "client": {} if client is None else client,
@@ -380,6 +409,14 @@ def _elsewhere() -> WrongLoopError:
     return WrongLoopError(
         "these brokers are open on another event loop; stop them there first, or connect() anew on this one"
     )
+
+
+def _advice(cls: type[EventBase], brokers: Iterable[Broker]) -> str:
+    """What to write where no broker takes the events of a class."""
+    routes = {route.__name__: None for broker in brokers for route in broker.producer.routes}
+    other = f"give {cls.__qualname__} a {' or '.join(routes)}"
+    transport = cls.__route__.transport
+    return f"add a broker with a {transport}:// URL, or {other}" if transport in schemes() else other
 
 
 def _names(brokers: Mapping[str, Broker]) -> str:
@@ -409,6 +446,26 @@ async def _failures(starting: Mapping[Broker, asyncio.Task[None]]) -> list[tuple
     return failures
 
 
+async def _mistakes(starting: Mapping[Broker, asyncio.Task[None]]) -> list[tuple[Broker, BaseException]]:
+    """Wait for the first attempt of brokers whose events can wait: what is wrong with their settings has failed."""
+    limits = {broker: broker.options.timeout or broker.options.startup_timeout for broker in starting}
+    await asyncio.gather(*(broker.wait_for_start(limit) for broker, limit in limits.items()))
+    mistakes: list[tuple[Broker, BaseException]] = []
+    for broker, task in starting.items():
+        error = _error_of(task)
+        if error is not None:
+            mistakes.append((broker, error))
+            continue
+        if not task.done():
+            logger.warning(
+                "the app starts without broker %r (%s), and its events wait in the outbox: %s",
+                *(broker.alias, broker.backend.address, broker.last_error or "it did not answer yet"),
+                extra={"broker": broker.alias},
+            )
+        task.add_done_callback(_log_failure)
+    return mistakes
+
+
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     if not task.done():
         return None
@@ -425,7 +482,10 @@ def _startup_error(failures: Sequence[tuple[Broker, BaseException]]) -> BaseExce
         )
     told = "; ".join(f"broker {broker.alias!r}: {error}" for broker, error in failures)
     limit = max(broker.options.startup_timeout for broker, _ in failures)
-    failed = StartupError(f"not connected within startup_timeout={limit:g} s: {told}")
+    failed = StartupError(
+        f"not connected within startup_timeout={limit:g} s: {told.rstrip('.')}; is it running, and are host and port "
+        f"right? With required=False the start goes on without it, and connects when it can"
+    )
     failed.__cause__ = failures[0][1]
     return failed
 

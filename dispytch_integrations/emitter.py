@@ -104,7 +104,7 @@ class EventEmitter:
         for a value that cannot be sent, NotStartedError without a connection.
         """
         plan = self._plans.get(type(event))
-        outlet, prepare = plan if plan is not None else self._plan(type(event))
+        outlet, prepare = plan if plan is not None else self._plan(event)
         outcomes = await outlet.deliver((prepare(event, headers),))
         error = outcomes[0]
         if error is not None:
@@ -161,7 +161,7 @@ class EventEmitter:
     def prepare(self, event: EventBase, headers: Mapping[str, Any] | None = None) -> tuple[Outlet, Message]:
         """The event's message and the broker it goes to, without any I/O. Raises as `emit` does before sending."""
         plan = self._plans.get(type(event))
-        outlet, prepare = plan if plan is not None else self._plan(type(event))
+        outlet, prepare = plan if plan is not None else self._plan(event)
         return outlet, prepare(event, headers)
 
     def prepare_many(
@@ -178,7 +178,7 @@ class EventEmitter:
         for index, event in enumerate(events):
             try:
                 plan = plans.get(type(event))
-                outlet, prepare = plan if plan is not None else self._plan(type(event))
+                outlet, prepare = plan if plan is not None else self._plan(event)
                 prepared.append((outlet, prepare(event, headers)))
             except NotStartedError:
                 raise
@@ -207,8 +207,9 @@ class EventEmitter:
         """Look each event class's broker up again at its next emit; called when brokers start or stop."""
         self._plans.clear()
 
-    def _plan(self, cls: type[Any]) -> tuple[Outlet, Prepare]:
-        require_route(cls)
+    def _plan(self, event: object) -> tuple[Outlet, Prepare]:
+        cls: type[Any] = type(event)
+        require_route(cls, event)
         outlet = self._outlets.outlet_for(cls)
         plan = self._plans[cls] = (outlet, outlet.compile(cls))
         return plan

@@ -2,7 +2,9 @@
 
     DispytchError
     ├── ConfigurationError            a setting is wrong; all problems of a start-up are told at once
-    │   └── MissingExtraError         a client library is not installed    (also ImportError)
+    │   ├── MissingExtraError         a client library is not installed    (also ImportError)
+    │   └── SettingsError             Django's settings                    (there also ImproperlyConfigured)
+    ├── TransactionError              no commit that an event could wait for (there also Django's, SQLAlchemy's)
     ├── RouteError                    a route, key or its `{field}` parts  (also ValueError)
     ├── HeaderError                   a header that cannot be sent         (also ValueError)
     ├── SerializationError            an event that cannot become bytes    (also ValueError)
@@ -41,7 +43,9 @@ __all__ = [
     "ProducerTimeout",
     "RouteError",
     "SerializationError",
+    "SettingsError",
     "StartupError",
+    "TransactionError",
     "UnconfirmedError",
     "UnroutableError",
     "WrongLoopError",
@@ -78,6 +82,18 @@ class MissingExtraError(ConfigurationError, ImportError):
     def __init__(self, what: str, *, extra: str, package: str | None = None) -> None:
         self.extra = extra
         super().__init__(f"{what} needs {package or extra}: pip install 'dispytch-integrations[{extra}]'")
+
+
+class SettingsError(ConfigurationError):
+    """Something in a framework's settings is wrong. Raised as `dispytch_integrations.django.errors.SettingsError`."""
+
+
+class TransactionError(DispytchError):
+    """There is no commit that an event could wait for, or it is not clear which one.
+
+    Raised as `TransactionError` of `dispytch_integrations.django.errors` or of `dispytch_integrations.sqlalchemy`, both
+    of which are errors of their frameworks as well.
+    """
 
 
 class RouteError(DispytchError, ValueError):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import ABC
 from datetime import date, datetime
 from decimal import Decimal
+from difflib import get_close_matches
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
+from dispytch_integrations._declared import Declared
 from dispytch_integrations._identity import event_id
-from dispytch_integrations._templates import Template
+from dispytch_integrations._parts import of_dispytch
+from dispytch_integrations._templates import Template, check_constant
 from dispytch_integrations.errors import RouteError
 
 __all__ = ["BackendConfig", "EventBase", "EventRoute", "event_id"]
@@ -41,7 +45,7 @@ def header_text(value: Any) -> str | bytes:
     )
 
 
-class BackendConfig(BaseModel, ABC):
+class BackendConfig(Declared, ABC):
     """What only one transport knows about an event: partition, priority, expiration...
 
     Its fields become the message's properties; `headers` becomes its headers. Strings may hold `{field}` parts.
@@ -51,7 +55,7 @@ class BackendConfig(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-class EventRoute(BaseModel, ABC):
+class EventRoute(Declared, ABC):
     """Where an event goes. Strings may hold `{field}` parts, filled from the event.
 
     The class variables declare what the transport behind such a route can do. Derive from it for a producer of
@@ -134,26 +138,78 @@ class EventBase(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        _check_names(cls)
         if getattr(cls, "__route__", None) is not None:
             _check_declaration(cls)
+
+
+_OURS = ("__route__", "__backend_config__", "__ordering_key__", "__event_type__", "__broker__", "__tombstone__")
+_BARE = {name.strip("_").replace("_", ""): name for name in _OURS}
+_PARTS = {
+    "__topic__": "__route__ = KafkaEventRoute(topic=...)",
+    "__stream__": "__route__ = RedisStreamEventRoute(stream=...)",
+    "__channel__": "__route__ = RedisEventRoute(channel=...)",
+    "__exchange__": "__route__ = RabbitMQEventRoute(exchange=..., routing_key=...)",
+    "__routing_key__": "__route__ = RabbitMQEventRoute(exchange=..., routing_key=...)",
+    "__partition_key__": "__ordering_key__, or __backend_config__ = KafkaEventConfig(partition_key=...)",
+}
+"""Parts of a route that somebody may take for class variables, with what to write."""
+
+
+def _check_names(cls: type[EventBase]) -> None:
+    """Raise RouteError for a class variable that looks like one of ours and is none: nobody would ever read it.
+
+    No special name of Python or pydantic is that near to one of ours, on any version; a test compares them.
+    """
+    for name in vars(cls):
+        if name.startswith("__") and name.endswith("__") and name not in _OURS:
+            meant = _PARTS.get(name.lower()) or _near(name.lower().strip("_").replace("_", ""), 0.75)
+            if meant is not None:
+                raise RouteError(f"{cls.__qualname__}.{name} means nothing to an event; write {meant}")
+    for name in cls.__private_attributes__:
+        # Without its last underscores `__ordering_key` is a private attribute, renamed by Python.
+        mangled = f"_{cls.__name__.lstrip('_')}__"
+        if name.startswith(mangled):
+            bare = name.removeprefix(mangled).rstrip("_")
+            meant = _near(bare.replace("_", ""), 1.0)
+            if meant is not None:
+                raise RouteError(f"{cls.__qualname__}.__{bare} is private to the class; write {meant}")
+
+
+@cache
+def _near(bare: str, cutoff: float) -> str | None:
+    matches = get_close_matches(bare, _BARE, n=1, cutoff=cutoff)
+    return _BARE[matches[0]] if matches else None
 
 
 def _check_declaration(cls: type[EventBase]) -> None:
     name = cls.__qualname__
     route = cls.__route__
     if not isinstance(route, EventRoute):
-        raise RouteError(
-            f"{name}.__route__ is a {type(route).__name__}, not a route; write for example "
-            f'__route__ = KafkaEventRoute(topic="orders")'
-        )
+        given: object = route
+        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        write = of_dispytch(given) or 'write for example __route__ = KafkaEventRoute(topic="orders")'
+        raise RouteError(f"{name}.__route__ is {what}, not a route; {write}")
     literals: dict[str, str] = {}
     for field, value in string_fields(route):
         owner = f"{name}.__route__: {field}"
         template = Template(value, owner)
         template.check(cls, owner)
+        check_constant(value, owner)
         if template.literal is not None:
             literals[field] = template.literal
     _check_literal_address(cls, route, literals)
+    given_type: object = getattr(cls, "__event_type__", None)
+    if given_type is not None:
+        owner = f"{name}.__event_type__"
+        if not isinstance(given_type, str):
+            raise RouteError(f'{owner} is a {type(given_type).__name__}; write a str such as "shop.order.placed"')
+        if not given_type:
+            raise RouteError(f'{owner} is empty; write a name such as "shop.order.placed", or leave it out')
+        check_constant(given_type, owner)
+    broker: object = cls.__broker__
+    if broker is not None and (not isinstance(broker, str) or not broker):
+        raise RouteError(f'{name}.__broker__ is {broker!r}; write the alias of a broker, such as "default"')
     config = cls.__backend_config__
     if config is not None:
         if not isinstance(config, route.config_type):
@@ -163,13 +219,22 @@ def _check_declaration(cls: type[EventBase]) -> None:
             )
         for owner, text in _config_texts(f"{name}.__backend_config__", config):
             Template(text, owner).check(cls, owner)
+        _check_key(cls, getattr(config, "partition_key", None), f"{name}.__backend_config__: partition_key")
     if cls.__ordering_key__ is not None:
         owner = f"{name}.__ordering_key__"
         if not isinstance(cls.__ordering_key__, str):
             raise RouteError(f'{owner} is a {type(cls.__ordering_key__).__name__}; write a str such as "{{order_id}}"')
         Template(cls.__ordering_key__, owner).check(cls, owner)
+        check_constant(cls.__ordering_key__, owner)
+        _check_key(cls, cls.__ordering_key__, owner)
     if cls.__tombstone__:
         _check_tombstone(cls)
+
+
+def _check_key(cls: type[EventBase], key: object, owner: str) -> None:
+    """Raise RouteError for a field's name without braces: all events of the class would have one and the same key."""
+    if isinstance(key, str) and key in cls.__pydantic_fields__:
+        raise RouteError(f'{owner} {key!r} is a text, and the same for all events; of the field write "{{{key}}}"')
 
 
 def _check_literal_address(cls: type[EventBase], route: EventRoute, literals: dict[str, str]) -> None:
@@ -217,4 +282,4 @@ def _config_texts(owner: str, value: Any) -> list[tuple[str, str]]:
 def event_type(cls: type[EventBase]) -> str:
     """The event's type as consumers see it: `__event_type__`, else the class's qualified name."""
     declared: str | None = getattr(cls, "__event_type__", None)
-    return declared or cls.__qualname__
+    return cls.__qualname__ if declared is None else declared

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from dispytch_integrations.message import Message
 
 __all__ = ["Hook"]
 
 
 class Hook:
-    """Override what you need. All three are called synchronously and must be quick.
+    """Override what you need. All are called synchronously and must be quick.
 
         class Tenant(Hook):
             def before_send(self, message: Message) -> None:
@@ -23,6 +25,15 @@ class Hook:
         """Called in the emitter's context when the message is complete; may change its headers.
 
         What it raises, the emit raises, and nothing is sent.
+        """
+
+    def held(self, message: Message) -> None:
+        """Called when it waits for a commit, or was put into an outbox, by who emits. What it raises is logged."""
+
+    def delivering(self, messages: Sequence[Message]) -> Callable[[Sequence[Exception | None]], object] | None:
+        """Called when messages are handed to the producer: of an emit one, of `emit_many` and of a relay many.
+
+        What it returns is called with their outcomes, before `sent` and `failed`. What it raises is logged.
         """
 
     def sent(self, message: Message) -> None:

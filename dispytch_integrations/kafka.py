@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field, field_validator
 from pydantic_core import to_jsonable_python
 
-from dispytch_integrations._client_options import wrong_types
+from dispytch_integrations._client_options import load_own, require_files, wrong_types
+from dispytch_integrations._missing import is_missing
+from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret, read_secret, scrub
 from dispytch_integrations.errors import (
     BrokerUnavailableError,
@@ -36,10 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaBackend", "KafkaEventConfig", "KafkaEventRoute", "KafkaOptions", "KafkaProducer"]
 
+_MAX_REQUEST_SIZE = 1_048_576
+"""aiokafka's default."""
 _DEFAULT_PORT = 9092
 _DEFAULT_TIMEOUT = 5.0
+_LONGEST_MS = 2**31 - 1
+"""Kafka's protocol counts timeouts in 32 bits."""
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
+_VALUES: Mapping[str, tuple[object, ...]] = {
+    "acks": ("all", 0, 1, -1),
+    "compression_type": (None, "gzip", "snappy", "lz4", "zstd"),
+}
 _KINDS: Mapping[str, type] = {
     "client_id": str,
     "sasl_kerberos_domain_name": str,
@@ -61,9 +71,9 @@ class KafkaEventConfig(BackendConfig):
     partition_key: Any = None
     """The record's key: str, int, UUID, bytes, or a dict (as JSON). Equal keys share a partition, and arrive in order.
     None: the ordering key of the event, if it has one."""
-    partition: int | None = Field(default=None, ge=0)
+    partition: int | None = Field(default=None, ge=0, lt=2**31)
     """Number of the partition; None: the client's partitioner chooses by the key."""
-    timestamp_ms: int | None = Field(default=None, ge=0)
+    timestamp_ms: int | None = Field(default=None, ge=0, lt=2**63)
     """Milliseconds since 1970 UTC; None: when it is sent."""
     headers: dict[str, Any] | None = None
     """Headers of the record: str, bytes, numbers, UUIDs, dates, dicts; or pairs as aiokafka takes them."""
@@ -124,7 +134,10 @@ class KafkaEventRoute(EventRoute):
             properties["key"] = key
             return key.decode() if _is_text(key) else key.hex()
         text = key if isinstance(key, str) else _key_text(key)
-        properties["key"] = text.encode()
+        try:
+            properties["key"] = text.encode()
+        except UnicodeEncodeError as exc:
+            raise RouteError(f"the partition key cannot be encoded: {exc.reason}; clean the value") from exc
         return text
 
 
@@ -276,6 +289,11 @@ class KafkaBackend(Backend):
 
     transport: ClassVar[str] = "kafka"
     options_type: ClassVar[type[BrokerOptions]] = KafkaOptions
+    modules: ClassVar[tuple[str, ...]] = (
+        "dispytch_integrations._kafka_client",
+        "dispytch_integrations._kafka_delivery",
+        "dispytch_integrations._kafka_in_order",
+    )
 
     def __init__(self, url: BrokerURL, options: KafkaOptions, client_options: Mapping[str, Any]) -> None:
         self.require_client()
@@ -283,6 +301,8 @@ class KafkaBackend(Backend):
         self._options = options
         self._hosts = [(host, port or _DEFAULT_PORT) for host, port in url.hosts] or [("localhost", _DEFAULT_PORT)]
         self._given = dict(client_options)
+        size = self._given.get("max_request_size", _MAX_REQUEST_SIZE)
+        self.max_size = size if isinstance(size, int) else None
         self._secrets: list[str] = [url.password] if url.password else []
         self._client: Client | None = None
         self._producer = _ManagedProducer()
@@ -406,6 +426,8 @@ class KafkaBackend(Backend):
         tls = [*files, *(name for name in ("ssl_context",) if self._given.get(name) is not None)]
         if tls and not secure:
             yield f"{' and '.join(tls)} is for TLS; write kafka+ssl:// in the URL"
+        if options.keyfile is not None and options.certfile is None:
+            yield "keyfile is the key of a certificate: write certfile=..., too"
         if files and "ssl_context" in self._given:
             yield f"{' and '.join(files)} and ssl_context say the same; give one of them"
         if "security_protocol" in self._given:
@@ -421,13 +443,18 @@ class KafkaBackend(Backend):
             except RouteError as exc:
                 yield f"topics: {exc}"
         yield from wrong_types(self._given, self.client_option_names(self._url), _KINDS)
+        for name, values in _VALUES.items():
+            given = self._given.get(name, values[0])
+            if given not in values:
+                hint = nearest(str(given), [value for value in values if isinstance(value, str)])
+                yield f"{name} is one of {', '.join(repr(value) for value in values)}{hint}"
 
     def _client_options(self) -> dict[str, Any]:
         """What a new client is given; passwords and certificates are read now, they may have changed."""
         options, secure = self._options, self._url.scheme == "kafka+ssl"
         given: dict[str, Any] = {"acks": "all", **self._given}
         if options.timeout is not None:
-            given.setdefault("request_timeout_ms", max(1000, round(options.timeout * 1000)))
+            given.setdefault("request_timeout_ms", round(min(max(1000, options.timeout * 1000), _LONGEST_MS)))
         protocol = "SSL" if secure else "PLAINTEXT"
         if secure and given.get("ssl_context") is None:
             given["ssl_context"] = self._ssl_context()
@@ -446,14 +473,13 @@ class KafkaBackend(Backend):
         options = self._options
         password = None if options.keyfile_password is None else read_secret(options.keyfile_password)
         self._remember(password)
+        require_files(cafile=options.cafile)
         try:
             context = ssl.create_default_context(cafile=options.cafile)
-            if options.certfile is not None:
-                context.load_cert_chain(options.certfile, options.keyfile, password)
         except OSError as exc:  # ssl.SSLError is one: a file that holds something else.
-            raise ConfigurationError(
-                f"a certificate or key cannot be loaded ({exc.strerror or exc}); check cafile, certfile and keyfile"
-            ) from exc
+            raise ConfigurationError(f"cafile holds no certificate ({exc.strerror or exc})") from exc
+        advice = "write keyfile_password=..."
+        load_own(context, password, advice, certfile=options.certfile, keyfile=options.keyfile)
         return context
 
     def _remember(self, secret: str | None) -> None:
@@ -482,6 +508,6 @@ def _require_aiokafka(what: str) -> None:
     try:
         importlib.import_module("aiokafka")
     except ModuleNotFoundError as exc:
-        if exc.name != "aiokafka":
+        if not is_missing(exc, "aiokafka"):
             raise
         raise MissingExtraError(what, extra="kafka", package="aiokafka") from exc

@@ -3,6 +3,9 @@
     memory://           takes every route
     memory://kafka      stands in for one transport: takes its routes alone, as its broker would
 
+Options of the transport it stands in for (`acks`, `topics`) are taken and have no effect, so that the URL alone has to
+be another one in a test.
+
 `emitter.producer.sent` holds the messages; `emitter.producer.subscribe()` receives them.
 """
 
@@ -11,14 +14,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar
 
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL
-from dispytch_integrations.errors import ConfigurationError, NotStartedError, RouteError
+from dispytch_integrations.errors import ConfigurationError, MissingExtraError, NotStartedError, RouteError
 from dispytch_integrations.events import BackendConfig, EventRoute
 from dispytch_integrations.message import Message
 from dispytch_integrations.producer import Producer
@@ -35,6 +39,8 @@ class MemoryProducer(Producer):
 
     Always ready, on every event loop and in every thread. `routes`: the routes it takes; by default all.
     """
+
+    immediate = True
 
     sent: list[Message]
     """All messages, in the order they were sent. It grows until `clear()`."""
@@ -174,6 +180,7 @@ class _ManagedProducer(MemoryProducer):
     """The producer of a backend: refuses unless that is started."""
 
     started = False
+    failure_of: Callable[[Message], Exception | None] | None = None
 
     async def deliver(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Exception | None]:
         """As MemoryProducer.deliver. Raises NotStartedError unless the backend is started."""
@@ -182,7 +189,12 @@ class _ManagedProducer(MemoryProducer):
                 "memory:// is not started: emit inside `async with connect(...) as emitter:`, or after the app's "
                 "lifespan has started and before it ends"
             )
-        return await super().deliver(messages, timeout=timeout)
+        if self.failure_of is None:
+            return await super().deliver(messages, timeout=timeout)
+        outcomes = [self.failure_of(message) for message in messages]
+        taken = [message for message, error in zip(messages, outcomes, strict=True) if error is None]
+        await super().deliver(taken, timeout=timeout)
+        return outcomes
 
 
 class MemoryBackend(Backend):
@@ -193,6 +205,11 @@ class MemoryBackend(Backend):
 
     transport: ClassVar[str] = "memory"
     options_type: ClassVar[type[BrokerOptions]] = BrokerOptions
+
+    @classmethod
+    def ignored_option_names(cls, url: BrokerURL) -> Collection[str]:
+        """Those of the transport in the URL, else of all: where memory:// is written for a test, the rest stays."""
+        return _Foreign([name for name in _TRANSPORTS if not url.hosts or name == url.hosts[0][0].lower()])
 
     def __init__(self, url: BrokerURL, options: BrokerOptions, client_options: Mapping[str, Any]) -> None:
         self._url = url
@@ -212,10 +229,49 @@ class MemoryBackend(Backend):
         if not self._producer.started:
             raise NotStartedError(f"{self.address} is not started")
 
+    def fail(self, failure_of: Callable[[Message], Exception | None]) -> None:
+        """Ask for each message whether it fails, and with what: for tests."""
+        self._producer.failure_of = failure_of
+
     @property
     def address(self) -> str:
         """The URL."""
         return str(self._url)
+
+
+_BACKENDS = {"kafka": "KafkaBackend", "rabbitmq": "RabbitMQBackend", "redis": "RedisBackend"}
+_URLS = {"kafka": ("kafka",), "rabbitmq": ("amqp",), "redis": ("redis", "unix", "redis+sentinel", "redis+cluster")}
+
+
+class _Foreign(Collection[str]):
+    """The options of transports. They are read when somebody asks, since that imports their clients."""
+
+    def __init__(self, transports: Sequence[str]) -> None:
+        self._transports = transports
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        names = set[str]()
+        for transport in self._transports:
+            module = import_module(f"dispytch_integrations.{transport}")
+            backend: type[Backend] = getattr(module, _BACKENDS[transport])
+            names.update(backend.options_type.model_fields)
+            try:
+                backend.require_client()
+                for scheme in _URLS[transport]:
+                    names.update(backend.client_option_names(BrokerURL(scheme, ())))
+            except MissingExtraError:
+                pass  # Then nobody has given its options.
+        return frozenset(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _routes(url: BrokerURL) -> tuple[type[EventRoute], ...]:

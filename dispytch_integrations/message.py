@@ -9,7 +9,12 @@ from dispytch_integrations._identity import event_id, uuid7
 if TYPE_CHECKING:
     from dispytch_integrations.events import BackendConfig, EventBase, EventRoute
 
-__all__ = ["Message"]
+__all__ = ["Message", "log_fields"]
+
+
+def log_fields(event_type: str, event_id: str, broker: str, destination: str) -> dict[str, str]:
+    """What a log record of an event carries beside its text, as `extra`."""
+    return {"event_type": event_type, "event_id": event_id, "broker": broker, "destination": destination}
 
 
 class Message:
@@ -30,6 +35,7 @@ class Message:
         "payload",
         "properties",
         "route",
+        "trace",
         "type",
     )
 
@@ -55,6 +61,8 @@ class Message:
     """The filled route; only for producers that implement `send` and not `deliver`."""
     config: BackendConfig | None
     """The filled backend configuration; as `route`."""
+    trace: Any
+    """What a hook keeps with it in this process, as long as it is under way; neither stored nor sent."""
 
     def __init__(
         self,
@@ -83,6 +91,7 @@ class Message:
         self.event = event
         self.route = route
         self.config = config
+        self.trace = None
 
     @property
     def id(self) -> str:

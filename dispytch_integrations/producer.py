@@ -30,6 +30,10 @@ class Producer(ABC):
     routes: ClassVar[tuple[type[EventRoute], ...]] = (EventRoute,)
     """The routes it can send to; by default all."""
 
+    immediate: ClassVar[bool] = False
+    """True: a delivery waits for nothing, as memory's. What is handed over after a commit is then there when the commit
+    returns, so that a test can look at once."""
+
     timeout: float | None = None
     """Seconds this producer wants for one emit; None: the emitter's default."""
 

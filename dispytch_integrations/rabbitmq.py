@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret
 from dispytch_integrations.errors import (
     ConfigurationError,
@@ -102,6 +103,15 @@ class RabbitMQEventConfig(BackendConfig):
         seconds = value.total_seconds() if isinstance(value, timedelta) else value
         if isinstance(seconds, (int, float)) and not 0 <= seconds < 2**32 / 1000:
             raise ValueError("expiration is in seconds, from 0 to 49 days")
+        if isinstance(value, datetime):
+            _seconds_of(value)
+        return value
+
+    @field_validator("timestamp")
+    @classmethod
+    def _fits_64_bits(cls, value: object) -> object:
+        if isinstance(value, (int, float)) and not -(2**63) < value < 2**63:
+            raise ValueError("timestamp is in seconds since 1970, and of 64 bits")
         return value
 
 
@@ -152,7 +162,7 @@ class RabbitMQEventRoute(EventRoute):
         if isinstance(expiration, datetime):
             del properties["expiration"]
             # Of a naive one that is by this machine's clock, as in aio-pika: what datetime.now() gives, plus something.
-            properties["expires_at"] = expiration.timestamp()
+            properties["expires_at"] = _seconds_of(expiration)
         elif isinstance(expiration, (int, float, timedelta)):
             seconds = expiration.total_seconds() if isinstance(expiration, timedelta) else expiration
             properties["expiration"] = str(int(seconds * 1000))
@@ -201,10 +211,26 @@ class RabbitMQEventRoute(EventRoute):
         if isinstance(value, BaseModel):
             value = value.model_dump(mode="json")
         if isinstance(value, Mapping):
-            return {str(name): cls.encode_header(item) for name, item in cast("Mapping[str, Any]", value).items()}
+            items = cast("Mapping[str, Any]", value).items()
+            return {_encodable(str(name)): _encodable(cls.encode_header(item)) for name, item in items}
         if isinstance(value, (list, tuple)):
-            return [cls.encode_header(item) for item in cast("Sequence[object]", value)]
+            return [_encodable(cls.encode_header(item)) for item in cast("Sequence[object]", value)]
         return header_text(value)
+
+
+def _seconds_of(moment: datetime) -> float:
+    """Seconds since 1970. Raises ValueError for a moment at the very ends of the calendar, which has none."""
+    try:
+        return moment.timestamp()
+    except (OSError, OverflowError) as exc:
+        raise ValueError(f"{moment} has no time in seconds: {exc}") from exc
+
+
+def _encodable(value: Any) -> Any:
+    """What stands within a header, as it is. Raises UnicodeEncodeError, a ValueError, for half a surrogate pair."""
+    if isinstance(value, str):
+        value.encode()
+    return value
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -323,7 +349,7 @@ def _require_aio_pika(what: str) -> None:
     try:
         import_module("aio_pika")
     except ModuleNotFoundError as exc:
-        if exc.name != "aio_pika":
+        if not is_missing(exc, "aio_pika"):
             raise
         raise MissingExtraError(what, extra="rabbitmq", package="aio-pika") from exc
 
@@ -384,6 +410,10 @@ class RabbitMQBackend(Backend):
 
     transport: ClassVar[str] = "rabbitmq"
     options_type: ClassVar[type[BrokerOptions]] = RabbitMQOptions
+    modules: ClassVar[tuple[str, ...]] = (
+        "dispytch_integrations._rabbitmq_exchanges",
+        "dispytch_integrations._rabbitmq_link",
+    )
 
     def __init__(self, url: BrokerURL, options: RabbitMQOptions, client_options: Mapping[str, Any]) -> None:
         self.require_client()
@@ -407,6 +437,13 @@ class RabbitMQBackend(Backend):
     def require_client(cls) -> None:
         """Raise MissingExtraError without aio-pika."""
         _require_aio_pika("rabbitmq://")
+
+    @classmethod
+    def advice_for(cls, url: BrokerURL, name: str) -> str:
+        """aiormq takes no password for a key."""
+        if name != "keyfile_password":
+            return ""
+        return "the client takes none: load the key into an ssl.SSLContext, and write ssl_context=..."
 
     @classmethod
     def client_option_names(cls, url: BrokerURL) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from dispytch_integrations._client_options import wrong_types
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations._redis_commands import STREAM, Command, Delivery, encode
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret, scrub
 from dispytch_integrations.errors import (
@@ -254,7 +255,7 @@ def _require_redis(what: str) -> None:
     try:
         import_module("redis.asyncio")
     except ModuleNotFoundError as exc:
-        if exc.name != "redis":
+        if not is_missing(exc, "redis"):
             raise
         raise MissingExtraError(what, extra="redis") from exc
 
@@ -306,6 +307,11 @@ class RedisBackend(Backend):
 
     transport: ClassVar[str] = "redis"
     options_type: ClassVar[type[BrokerOptions]] = RedisOptions
+    modules: ClassVar[tuple[str, ...]] = (
+        "dispytch_integrations._redis_cluster",
+        "dispytch_integrations._redis_connections",
+        "email.parser",
+    )  # The client tells its version, which metadata has.
 
     def __init__(self, url: BrokerURL, options: RedisOptions, client_options: Mapping[str, Any]) -> None:
         self._url = url
@@ -321,6 +327,12 @@ class RedisBackend(Backend):
     def require_client(cls) -> None:
         """Raise MissingExtraError without redis."""
         _require_redis("redis://")
+
+    @classmethod
+    def advice_for(cls, url: BrokerURL, name: str) -> str:
+        """TLS is the URL's."""
+        secure = {"redis": "rediss", "valkey": "valkeys"}.get(url.scheme)
+        return f"it is for TLS: write {secure}://" if secure and (name == "ssl" or name.startswith("ssl_")) else ""
 
     @classmethod
     def client_option_names(cls, url: BrokerURL) -> Mapping[str, Any]:
@@ -437,6 +449,19 @@ class RedisBackend(Backend):
         if isinstance(secret, str) and secret:
             self._secrets.add(secret)
 
+    def _about_credentials(self) -> str:
+        if (
+            self._url.password is None
+            and self._options.password is None
+            and self._client_options.get("credential_provider") is None
+        ):
+            # Without the user: it may be a password that was written in its place.
+            given = (
+                "a user was given and no password" if self._options.username or self._url.username else "none was given"
+            )
+            return f"{given}: write password=..., or redis://:password@host in the URL"
+        return "check username and password"
+
     def _make(self, credentials: Credentials) -> Connections:
         from redis.exceptions import RedisError
 
@@ -469,7 +494,7 @@ class RedisBackend(Backend):
 
         if (cause := refuses_credentials(exc)) is not None:
             said = scrub(reply_text(cause), self.secrets)
-            return ConfigurationError(f"{self.address} refuses the credentials ({said}); check username and password")
+            return ConfigurationError(f"{self.address} refuses the credentials ({said}); {self._about_credentials()}")
         if (cause := refuses_settings(exc)) is not None:
             return ConfigurationError(f"{self.address} refuses the settings: {scrub(reply_text(cause), self.secrets)}")
         return None

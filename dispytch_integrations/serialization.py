@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class JSONSerializer(Serializer):
 
     def serialize(self, payload: dict[str, Any]) -> bytes:
         """`payload` as compact JSON."""
-        return json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
+        return to_json(payload, inf_nan_mode="null")
 
     def serialize_event(self, event: EventBase, message: Message) -> bytes:
         """The event as compact JSON, written by pydantic's own serializer: a sixth of the time."""
@@ -73,7 +74,7 @@ class MessagePackSerializer(Serializer):
         try:
             import msgpack  # type: ignore[import-untyped]
         except ModuleNotFoundError as exc:
-            if exc.name != "msgpack":
+            if not is_missing(exc, "msgpack"):
                 raise
             raise MissingExtraError("MessagePackSerializer", extra="msgpack") from exc
         self._packb = cast("Callable[[Any], bytes]", msgpack.packb)  # pyright: ignore[reportUnknownMemberType]

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
 from pydantic import ValidationError
 
+from dispytch_integrations._misuse import AsyncBlock, SyncBlock
+from dispytch_integrations._overriding import overriding
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL
 from dispytch_integrations.errors import ConfigurationError
 
-__all__ = ["BrokerSpec", "Config", "backend_type_of", "load_brokers", "transport_of"]
+__all__ = [
+    "BrokerSpec",
+    "Config",
+    "aliases",
+    "backend_type_of",
+    "load_brokers",
+    "load_one",
+    "read_url",
+    "schemes",
+    "transport_of",
+    "validate",
+]
 
 Config = str | Mapping[str, Any] | Callable[[], "str | Mapping[str, Any]"] | None
 """A URL, a mapping of aliases to URLs or option mappings, a function that returns one of them; None: DISPYTCH_URL."""
@@ -59,12 +73,14 @@ def load_brokers(config: Config, keywords: Mapping[str, Any]) -> list[BrokerSpec
     Raises ConfigurationError with everything that is wrong: no broker, an unknown scheme or option, a wrong value;
     MissingExtraError when a client library is missing and nothing else is wrong.
     """
+    if overriding.load is not None:
+        return overriding.load(config, keywords)
     problems: list[str] = []
     errors: list[ConfigurationError] = []
     specs: list[BrokerSpec] = []
-    for alias, settings in _aliases(config).items():
+    for alias, settings in aliases(config).items():
         try:
-            specs.append(_load_one(alias, settings, keywords))
+            specs.append(load_one(alias, settings, keywords))
         except ConfigurationError as exc:
             errors.append(exc)
             problems.extend(f"broker {alias!r}: {problem}" for problem in exc.problems)
@@ -77,7 +93,12 @@ def load_brokers(config: Config, keywords: Mapping[str, Any]) -> list[BrokerSpec
 
 def backend_type_of(url: str | BrokerURL) -> type[Backend]:
     """Who serves a URL. Raises ConfigurationError for one that is not readable, or that nobody serves."""
-    return _backend_type(_read_url(url).scheme)
+    return _backend_type(read_url(url).scheme)
+
+
+def schemes() -> Collection[str]:
+    """The schemes of URLs that are served; each transport's own name is among them."""
+    return _SCHEMES.keys()
 
 
 def transport_of(url: str) -> str:
@@ -88,12 +109,15 @@ def transport_of(url: str) -> str:
     return backend_type_of(url).transport
 
 
-def _aliases(config: Config) -> dict[str, dict[str, Any]]:
-    """Each alias with its settings, `url` among them. Raises ConfigurationError when there is no broker at all."""
-    if callable(config):
+def aliases(config: Config, default: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Each alias with its settings, `url` among them. Raises ConfigurationError when there is no broker at all.
+
+    `default`: what counts when nothing is given and DISPYTCH_URL is not set; None: that is an error.
+    """
+    if callable(config) and not isinstance(config, (AsyncBlock, SyncBlock)):
         config = config()
     if config is None:
-        config = os.environ.get("DISPYTCH_URL", "").strip()
+        config = os.environ.get("DISPYTCH_URL", "").strip() or default
         if not config:
             raise ConfigurationError(
                 "no broker is configured: pass a URL, as in connect('kafka://localhost:9092'), "
@@ -110,7 +134,7 @@ def _aliases(config: Config) -> dict[str, dict[str, Any]]:
         )
     if not config:
         raise ConfigurationError("the mapping of brokers is empty; write {'default': 'kafka://localhost:9092'}")
-    if "url" in config:
+    if any(isinstance(alias, str) and alias.lower() == "url" for alias in config):
         raise ConfigurationError(
             "the mapping starts with aliases, not with 'url'; write {'default': {'url': ..., 'timeout': 2.0}}"
         )
@@ -125,24 +149,38 @@ def _settings_of(alias: object, value: object) -> dict[str, Any]:
     return {"url": value}
 
 
-def _load_one(alias: str, settings: dict[str, Any], keywords: Mapping[str, Any]) -> BrokerSpec:
-    url = _read_url(settings.pop("url", None))
+def load_one(alias: str, settings: dict[str, Any], keywords: Mapping[str, Any]) -> BrokerSpec:
+    """One broker of these settings, `url` among them. Raises as `load_brokers`."""
+    for name in settings:
+        if "url" not in settings and str(name).lower() == "url":
+            raise ConfigurationError(f"there is no 'url', but {name!r}; options are in lower case: write 'url'")
+    url = read_url(settings.pop("url", None))
     backend_type = _backend_type(url.scheme)
     backend_type.require_client()
     problems: list[str] = []
     query = _from_text(url, backend_type, problems)
-    given = {**keywords, **settings, **query}
+    given = _without_ignored({**keywords, **settings, **query}, url, backend_type)
     ours, clients = _split(given, url, backend_type, problems)
-    options = _validate(backend_type.options_type, ours, problems)
+    options = validate(backend_type.options_type, ours, problems)
+    known = backend_type.client_option_names(url)
     client = ours.get("client")
     if isinstance(client, Mapping):
-        problems.extend(_unknown(cast("Mapping[str, Any]", client), backend_type.client_option_names(url), "client="))
-    if options is None or problems:
-        raise ConfigurationError(problems)
-    return BrokerSpec(alias, backend_type(url, options, {**clients, **options.client}), options)
+        advice = partial(backend_type.advice_for, url)
+        problems.extend(_unknown(cast("Mapping[str, Any]", client), known, "client=", advice))
+    if options is not None:
+        named = {name: value for name, value in options.client.items() if name in known}
+        try:
+            backend = backend_type(url, options, {**clients, **named})
+        except ConfigurationError as exc:
+            problems.extend(exc.problems)
+        else:
+            if not problems:
+                return BrokerSpec(alias, backend, options)
+    raise ConfigurationError(problems)
 
 
-def _read_url(url: object) -> BrokerURL:
+def read_url(url: object) -> BrokerURL:
+    """A URL, or what a function returns as one. Raises ConfigurationError."""
     if callable(url):
         url = url()
     if isinstance(url, BrokerURL):
@@ -206,33 +244,53 @@ def _from_word(name: str, text: str, default: object) -> object:
     return text
 
 
+def _without_ignored(given: dict[str, Any], url: BrokerURL, backend_type: type[Backend]) -> dict[str, Any]:
+    """What has an effect; the names that do not are looked at last, since that may import clients."""
+    ours = backend_type.options_type.model_fields
+    ignored = backend_type.ignored_option_names(url)
+    client = given.get("client")
+    if isinstance(client, Mapping):
+        client = cast("Mapping[str, Any]", client)
+        given = {**given, "client": {name: value for name, value in client.items() if name not in ignored}}
+    return {name: value for name, value in given.items() if name in ours or name not in ignored}
+
+
 def _split(
     given: Mapping[str, Any], url: BrokerURL, backend_type: type[Backend], problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our options and the client's; names that neither has are problems."""
     ours = backend_type.options_type.model_fields
     clients = backend_type.client_option_names(url)
-    problems.extend(_unknown(given, [*ours, *clients], ""))
+    problems.extend(_unknown(given, [*ours, *clients], "", partial(backend_type.advice_for, url)))
     return (
         {name: value for name, value in given.items() if name in ours},
         {name: value for name, value in given.items() if name in clients and name not in ours},
     )
 
 
-def _unknown(given: Mapping[str, Any], known: Mapping[str, Any] | list[str], where: str) -> Iterator[str]:
+def _unknown(
+    given: Mapping[str, Any], known: Mapping[str, Any] | list[str], where: str, advice: Callable[[str], str]
+) -> Iterator[str]:
     names = list(known)
+    hints = names if where else [*names, "outbox"]  # It is a keyword of `connect` alone.
     for name in given:
         if name not in names:
-            yield f"unknown option {where}{name!r}{nearest(name, names)}"
+            lower = str(name).lower()
+            if told := advice(lower):
+                hint = f" ({told})"
+            else:
+                hint = f" (write {lower!r})" if lower in hints else nearest(str(name), hints)
+            yield f"unknown option {where}{name!r}{hint}"
 
 
-def _validate(options_type: type[BrokerOptions], values: dict[str, Any], problems: list[str]) -> BrokerOptions | None:
+def validate(options_type: type[BrokerOptions], values: dict[str, Any], problems: list[str]) -> BrokerOptions | None:
+    """The options; None: the problems are in the list, without the values, which may be secrets."""
     try:
         return options_type.model_validate(values)
     except ValidationError as exc:
         # Without the input: it may be a secret.
         problems.extend(
-            f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
+            f"{'.'.join(str(part) for part in error['loc'])}: {error['msg'].removeprefix('Value error, ')}"
             for error in exc.errors(include_url=False, include_input=False)
         )
         return None

@@ -21,19 +21,29 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mappi
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar, cast, overload
 
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations.errors import MissingExtraError
 
 try:
     from sqlalchemy import Connection
 except ModuleNotFoundError as exc:
-    if exc.name != "sqlalchemy":
+    if not is_missing(exc, "sqlalchemy"):
         raise  # present, but one of its own imports is missing
     raise MissingExtraError("dispytch_integrations.sqlalchemy", extra="sqlalchemy") from exc
 
+try:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+except ImportError as exc:
+    if "greenlet" not in str(exc):
+        raise
+    raise MissingExtraError(
+        "dispytch_integrations.sqlalchemy", extra="sqlalchemy", package="greenlet, which sqlalchemy[asyncio] brings"
+    ) from exc
+
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
+from dispytch_integrations._overriding import overriding
 from dispytch_integrations._sqlalchemy_binding import (
     AnyEmitter,
     AnySession,
@@ -149,6 +159,8 @@ def emit_on_commit(
             after_connection(place, items)
         else:
             after_session(place, items)
+    for outlet, message in prepared:
+        outlet.held(message)
     ids = [message.id for _, message in prepared]
     return ids if several else ids[0]
 
@@ -159,9 +171,12 @@ def _several(event: object) -> bool:
 
 
 def _item(parcel: Parcel, way: Way) -> Item:
-    if way.outbox is not None:
-        return Item(parcel, way.outbox, way.outbox.record_of(parcel.message))
     outlet = parcel.outlet
+    if way.outbox is not None:
+        record = way.outbox.record_of(parcel.message)
+        if overriding.active:  # Sent after the commit, by memory.
+            parcel = parcel._replace(loop=way.loop_of(outlet))
+        return Item(parcel, way.outbox, record)
     return Item(parcel._replace(loop=way.loop_of(outlet), wait=way.wait_for(outlet)))
 
 

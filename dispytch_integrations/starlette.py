@@ -13,7 +13,7 @@ An app that has no lifespan, Django's for example, is wrapped: `EmitterMiddlewar
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -24,10 +24,13 @@ from contextlib import (
     contextmanager,
 )
 from functools import partial, wraps
+from logging import getLogger
 from typing import Any, Literal, ParamSpec, cast
 
+from dispytch_integrations._asyncapi_classes import Events
 from dispytch_integrations._find_emitter import of_app, of_scope
 from dispytch_integrations._lifespan import LifespanAnswer, OpenBrokers, known_to
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations._outlet import OnTimeout
 from dispytch_integrations.brokers import Brokers, Outbox, connect
 from dispytch_integrations.emitter import EventEmitter
@@ -38,22 +41,38 @@ from dispytch_integrations.settings import Config
 
 try:
     from starlette.requests import HTTPConnection
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.routing import Route
+    from starlette.types import Message, Receive, Scope, Send
 except ModuleNotFoundError as exc:
-    if exc.name != "starlette":
+    if not is_missing(exc, "starlette"):
         raise  # present, but one of its own imports is missing
     raise MissingExtraError("dispytch_integrations.starlette", extra="starlette") from exc
 
-__all__ = ["EmitterLifespan", "EmitterMiddleware", "UserLifespan", "emitter_lifespan", "get_emitter"]
+from dispytch_integrations._catalog_routes import catalog_endpoints
+from dispytch_integrations._catalog_serving import Catalog
+from dispytch_integrations._health_routes import endpoints
+from dispytch_integrations.health import HealthCheck, ReadyOn
+
+__all__ = [
+    "EmitterLifespan",
+    "EmitterMiddleware",
+    "UserLifespan",
+    "catalog_routes",
+    "emitter_lifespan",
+    "get_emitter",
+    "health_routes",
+]
 
 State = Mapping[str, Any]
+AnyASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+"""Other frameworks type what they take more narrowly than Starlette does."""
 UserLifespan = Callable[
     [Any], AbstractAsyncContextManager[State | None] | AsyncIterator[State | None] | Iterator[State | None]
 ]
 """A lifespan of your own: an `@asynccontextmanager` function of the app; a bare generator function is accepted, too."""
 
 
-def get_emitter(source: HTTPConnection | Scope | ASGIApp, name: str = "emitter") -> EventEmitter:
+def get_emitter(source: HTTPConnection | Mapping[str, object] | AnyASGIApp, name: str = "emitter") -> EventEmitter:
     """The emitter of a request, a WebSocket, an ASGI scope, or an app that is running.
 
     `name`: the one given to `emitter_lifespan` or `EmitterMiddleware`, or the key a hand-written lifespan yields.
@@ -75,11 +94,12 @@ def emitter_lifespan(
     timeout: float | None = 5.0,
     startup_timeout: float = 30.0,
     shutdown_timeout: float = 10.0,
-    required: bool = True,
+    required: bool | None = None,
     on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
     source: str | None = None,
     cloudevents: bool | str = True,
     prefix: str = "",
+    max_size: int | None = None,
     hooks: Sequence[Hook] = (),
     serializer: Serializer | None = None,
     client: Mapping[str, Any] | None = None,
@@ -108,6 +128,7 @@ def emitter_lifespan(
         source=source,
         cloudevents=cloudevents,
         prefix=prefix,
+        max_size=max_size,
         hooks=hooks,
         serializer=serializer,
         client=client,
@@ -194,7 +215,7 @@ class EmitterMiddleware:
     @_app_by_keyword
     def __init__(
         self,
-        app: ASGIApp,
+        app: AnyASGIApp,
         /,
         config: Config | Brokers = None,
         *,
@@ -202,11 +223,12 @@ class EmitterMiddleware:
         timeout: float | None = 5.0,
         startup_timeout: float = 30.0,
         shutdown_timeout: float = 10.0,
-        required: bool = True,
+        required: bool | None = None,
         on_timeout: Literal["raise", "log"] | OnTimeout = "raise",
         source: str | None = None,
         cloudevents: bool | str = True,
         prefix: str = "",
+        max_size: int | None = None,
         hooks: Sequence[Hook] = (),
         serializer: Serializer | None = None,
         client: Mapping[str, Any] | None = None,
@@ -225,6 +247,7 @@ class EmitterMiddleware:
             source=source,
             cloudevents=cloudevents,
             prefix=prefix,
+            max_size=max_size,
             hooks=hooks,
             serializer=serializer,
             client=client,
@@ -276,6 +299,64 @@ class EmitterMiddleware:
                 f"the app's lifespan yields {self.name!r}, which is the name of EmitterMiddleware's emitter; "
                 f"rename either: EmitterMiddleware(..., name='events')"
             )
+
+
+def health_routes(
+    path: str = "/health",
+    *,
+    ready_on: ReadyOn = "started",
+    timeout: float = 1.0,
+    outbox: bool = False,
+    max_age: float | None = None,
+    details: bool = True,
+) -> list[Route]:
+    """Two routes for load balancers and people: `path`/live and `path`/ready, about all emitters of the app.
+
+        app = Starlette(routes=[*routes, *health_routes()], lifespan=emitter_lifespan(...))
+
+    "live" answers 200 as long as the process does. "ready" answers 200 or 503, with the state of each broker as JSON.
+    `ready_on`: "started" (default): a broker's outage answers 200 with the status "degraded", so that it does not take
+    every process out of service; "broker": 503 unless each broker answers.
+    `timeout`: seconds for the whole answer. `outbox`: tell of the outbox, too; `max_age`: seconds after which a
+    waiting event is late. `details`: False: the status alone, where strangers may ask.
+
+    Raises ConfigurationError for options that are none.
+    """
+    check = HealthCheck(ready_on=ready_on, timeout=timeout, outbox=outbox, max_age=max_age)
+    return [Route(f"{path}/{part}", endpoint) for part, endpoint in endpoints(check, details=details).items()]
+
+
+def catalog_routes(
+    path: str = "/events",
+    *,
+    events: Events = None,
+    title: str | None = None,
+    version: str | None = None,
+    description: str | None = None,
+    enabled: bool | None = None,
+) -> list[Route]:
+    """Three routes for people and tools: the catalogue's page at `path`, `path`/asyncapi.json, `path`/asyncapi.yaml.
+
+        app = Starlette(routes=[*routes, *catalog_routes("/events", events="shop.events")], debug=True, lifespan=...)
+
+    `events`, `title`, `version`, `description`: see `dispytch_integrations.asyncapi.describe`. The brokers are those of
+    the app's emitter (of several: of the one called "emitter"), without users and passwords.
+    `enabled`: None: where the app has `debug=True`, or the environment has DISPYTCH_CATALOG=1; else it answers 404.
+
+    Who may see it is the app's to say, as for any route: `Mount("/internal", routes=catalog_routes(), middleware=...)`.
+
+    Raises ConfigurationError for options that are none.
+    """
+    catalog = Catalog(
+        "catalog_routes",
+        getLogger("dispytch_integrations.starlette"),
+        events=events,
+        title=title,
+        version=version,
+        description=description,
+        enabled=enabled,
+    )
+    return [Route(where, endpoint) for where, endpoint in catalog_endpoints(path, catalog).items()]
 
 
 def _brokers(config: Config | Brokers, **keywords: Any) -> OpenBrokers:

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
+import redis.asyncio
 
-from dispytch_integrations import EventBase, EventEmitter, connect, settings
+from dispytch_integrations import EventBase, EventEmitter, _broker, connect, settings
 from dispytch_integrations._deadlines import Deadlines
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL
 from dispytch_integrations.brokers import Brokers
@@ -993,3 +994,56 @@ async def test_a_broker_that_does_not_take_the_route_is_named_by_its_alias() -> 
     async with connect({"bus": "memory://redis"}) as emitter:
         with pytest.raises(RouteError, match="broker 'bus' takes a RedisEventRoute"):
             await emitter.emit(Misplaced())
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.0])
+async def test_a_start_uses_the_time_that_it_is_given(seconds: float, faults: Callable[[str], Fault]) -> None:
+    """Who waits for ten seconds is not to fail after six: the broker comes in the seventh."""
+    faults("a").start = _failing(OSError("refused"))
+    started = time.monotonic()
+    with pytest.raises(StartupError, match="refused"):
+        await connect("fake://a", startup_timeout=seconds).start()
+    assert seconds - 0.15 < time.monotonic() - started < seconds + 0.1
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_start_that_waits_says_for_whom(
+    required: bool, faults: Callable[[str], Fault], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Thirty silent seconds look like a hang. Once is enough, and without the password."""
+    caplog.set_level(logging.INFO, "dispytch_integrations")
+    faults("a").start = _failing(OSError(f"refused, password {SECRET}"), times=3)
+    async with connect(f"fake://app:{SECRET}@a", required=required) as emitter:
+        while emitter.producers and not faults("a").open:
+            await asyncio.sleep(0.01)
+    until_when = "for up to 30 s" if required else "in the background"
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told[0] == (
+        "WARNING",
+        f"broker 'default' (fake://a) does not answer yet, and is tried again {until_when}: refused, password ***",
+    )
+    assert [level for level, _ in told] == ["WARNING", "INFO"]
+    assert "answers now" in told[1][1]
+
+
+async def test_a_refused_login_in_the_background_is_tried_again(
+    own_redis: Callable[..., Redis], unique: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The password is set right at the broker an hour later: nobody should have to restart the app for that."""
+    monkeypatch.setattr(_broker, "_AFTER_MISTAKE", 0.1)
+    broker = await asyncio.to_thread(own_redis)
+    async with redis.asyncio.Redis.from_url(broker.url) as admin:
+        await admin.config_set("requirepass", "another")
+        async with connect(broker.url, required=False, password=lambda: "geheim-4711", timeout=5) as emitter:
+            with pytest.raises(BrokerUnavailableError, match="password"):
+                await emitter.emit(Streamed(stream=unique))
+            await asyncio.sleep(0.5)
+            assert [record.message for record in caplog.records if "each minute" in record.message] != []
+            told = [record for record in caplog.records if "cannot be used" in record.message]
+            assert len(told) == 1, "once, and not each time"
+            assert "geheim-4711" not in caplog.text
+            await admin.config_set("requirepass", "geheim-4711")
+            async with asyncio.timeout(10):
+                while (await emitter.ping(timeout=2))["default"] is not None:
+                    await asyncio.sleep(0.05)
+            await emitter.emit(Streamed(stream=unique))

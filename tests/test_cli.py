@@ -72,12 +72,12 @@ def url_of(database: Database) -> str:
     return database.url(database.kind).render_as_string(hide_password=False)
 
 
-def store(database: Database, url: str, events: Sequence[EventBase]) -> None:
+def store(database: Database, url: str, events: Sequence[EventBase], *, notify: bool = False) -> None:
     """What an app would have stored, for the broker at `url`."""
     brokers = connect(url)
     brokers.load()
     prepared = [brokers.emitter.prepare(event)[1] for event in events]
-    database.insert([record_of(message) for message in prepared])
+    database.insert([record_of(message) for message in prepared], notify=notify)
 
 
 def ordered(place: str, count: int, keys: int = 100) -> list[EventBase]:
@@ -292,6 +292,9 @@ without = connect(BROKER)
 def make(): return brokers
 async def coroutine(): return brokers
 def failing(): raise KeyError("the app's own")
+class Web:
+    def __call__(self, scope, receive, send): ...
+app = Web()
 """
 
 
@@ -332,6 +335,11 @@ def test_what_is_no_app_is_told() -> None:
         ("without", "has no outbox; write connect(url, outbox=SQLAlchemyOutbox(engine, relay='external'))"),
         ("coroutine", "is a coroutine function; name a plain one"),
         ("failing", "KeyError"),
+        (
+            "app",
+            "returned, or a function without arguments that returns it; shopapp has --app shopapp:brokers",
+        ),
+        ("broker", "shopapp has no 'broker'; shopapp has --app shopapp:brokers"),
     ):
         done = run("relay", "--app", f"shopapp:{name}")
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
@@ -402,6 +410,17 @@ def test_missing_tables_are_told_with_the_line_that_makes_them(stream: RedisArri
         assert done.returncode == 2, done.stdout
         assert "dispytch_outbox_event" in done.stderr
         assert "outbox_tables(metadata)" in done.stderr
+
+
+def test_notify_wakes_the_relay(postgresql: Database, stream: RedisArrivals, relaying: Callable[..., Command]) -> None:
+    """Events are milliseconds behind their commit, although nobody looks for them."""
+    relaying(url_of(postgresql), stream.url, "--notify", "--poll-interval", "60")
+    eventually(lambda: shards_held(postgresql) > 0, lambda: "no relay")
+    time.sleep(3)  # Its looks grow rarer: the next one is seconds away.
+    store(postgresql, stream.url, [stream.placed(1)], notify=True)
+    before = time.monotonic()
+    assert stream.numbers(1) == [1]
+    assert time.monotonic() - before < 0.7
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -730,6 +749,10 @@ def test_stats_counts_what_is_there(outbox: Outbox, database: Database) -> None:
     printed = outbox("stats").stdout
     assert "waiting  2, the oldest for" in printed
     assert "none has ever run" in printed
+    assert "for broker" not in printed
+    database.insert([record(9, broker="alerts")])
+    assert objects(outbox("stats", "--json"))[0]["brokers"] == {"alerts": 1, "default": 2}
+    assert "1 for broker 'alerts'" in outbox("stats").stdout
 
 
 def test_list_selects_and_shows_no_payload(outbox: Outbox) -> None:
@@ -778,7 +801,7 @@ def test_discard_leaves_what_waits_unless_that_is_said(outbox: Outbox, database:
     assert outbox("discard", "--key", "a", "--yes").returncode == 0
     assert states(database) == {"event-1": 0, "event-2": 0, "event-5": 1, "event-6": 2}
     nothing = outbox("discard", "--event-id", "event-1", "--yes").stdout
-    assert "none is dead; 1 is waiting (--state)" in nothing
+    assert "none is dead; 1 is waiting (--state); 1 other event is dead" in nothing
     assert "have not been sent" in outbox("discard", "--event-id", "event-1", "--state", "waiting").stdout
     assert outbox("discard", "--event-id", "event-1", "--state", "waiting", "--yes").returncode == 0
     assert states(database) == {"event-2": 0, "event-5": 1, "event-6": 2}

@@ -21,6 +21,7 @@ import inspect
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -38,7 +39,7 @@ from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 
 from dispytch_integrations import errors
 from dispytch_integrations.brokers import Brokers
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.settings import load_brokers
 from tests.support.django_pages import DjangoPage
 from tests.support.outboxes import Database, temporary_database
@@ -244,6 +245,7 @@ async def test_servers_of_projects_serve(page: Path, replacements: dict[str, str
         (tmp_path / f"{number}").mkdir()
         async with turns, project.serving(command, tmp_path / f"{number}") as server:
             await project.order(server, command, f"order{number}")
+            await server.settle()
             server.terminate()
             await server.exit_code(40)
 
@@ -252,7 +254,7 @@ async def test_servers_of_projects_serve(page: Path, replacements: dict[str, str
         AIOKafkaConsumer(
             "orders", bootstrap_servers=replacements["localhost:9092"], auto_offset_reset="earliest"
         ) as consumer,
-        asyncio.timeout(20),
+        asyncio.timeout(60),
     ):
         async for record in consumer:
             orders.discard(json.loads(record.value or b"")["customer"])
@@ -316,9 +318,9 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     """The first thing a stranger does is to paste a command."""
     files = {block.file for block in blocks_of(page)} - {None}
-    files |= (
-        {"manage.py", "mysite/settings.py", "mysite/wsgi.py"} if page in PROJECTS else {"manage.py"}
-    )  # Django's own.
+    files.add("manage.py")  # Django's own.
+    if page in PROJECTS or page.parent.name == "servers":  # Of those test_docs_servers asks Django's page.
+        files |= {"mysite/settings.py", "mysite/wsgi.py", "mysite/asgi.py"}
     for block in blocks_of(page):
         if block.language == "bash":
             for line in block.commands:
@@ -374,6 +376,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{_name(page)} links to {path}, which does not exist"
         if anchor and file.suffix == ".md":
             assert anchor in _anchors(file), f"{_name(page)} links to {path}#{anchor}, which has no such heading"
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "docs" / "diagrams").glob("*.txt")), ids=lambda path: path.stem)
+def test_diagrams_are_drawn(source: Path) -> None:
+    """A picture that says something else than its source was changed by hand, or forgotten: `make pictures`."""
+    drawing = runpy.run_path(str(ROOT / "docs" / "diagrams.py"))
+    picture = ROOT / "docs" / "images" / f"flow-{source.stem}.svg"
+    assert picture.read_text() == drawing["draw"](source.read_text())
+    with pytest.raises(ValueError, match="no step between your code"):
+        drawing["draw"]("A title\nyour code | broker\nyour code => broker: emit")
 
 
 def _anchors(page: Path) -> set[str]:

@@ -8,14 +8,16 @@ import json
 import os
 import pickle
 import re
+import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 from uuid import UUID
 
 import pytest
@@ -23,11 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
+from pydantic_core import core_schema
 
 from dispytch_integrations import EventBase, EventEmitter, event_id
 from dispytch_integrations._identity import now_rfc3339, uuid7
 from dispytch_integrations.errors import HeaderError, RouteError, SerializationError
-from dispytch_integrations.events import BackendConfig, EventRoute, header_text
+from dispytch_integrations.events import BackendConfig, EventRoute, _check_names, header_text
+from dispytch_integrations.kafka import KafkaEventConfig, KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
 
@@ -237,6 +241,101 @@ def test_generic_part_is_checked_once_the_type_is_known() -> None:
         _ = Deep[Other]
 
 
+class Page(list[int]):
+    """A list with an attribute that no class shows."""
+
+    def __init__(self, items: Iterable[int]) -> None:
+        super().__init__(items)
+        self.number = 7
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.is_instance_schema(cls)
+
+
+class Nested(BaseModel):
+    """Whatever a path can lead through."""
+
+    one: User | None = None
+    many: Annotated[list[User], Field(min_length=1)] = [User()]
+    by_name: dict[str, User] = {"a": User()}
+    pair: tuple[int, User] = (1, User())
+    rest: tuple[User, ...] = (User(),)
+    at: datetime = datetime(2026, 11, 29)
+    number: int = 3
+    word: str = "word"
+    anything: Any = User()
+    counted: Counter[str] = Counter("aab")
+    nothing: tuple[()] = ()
+    page: Page = Page([1])
+
+
+@pytest.mark.parametrize(
+    ("path", "filled"),
+    [
+        ("one.email", None),
+        ("many[0].id", "1"),
+        ("by_name.a.id", "1"),
+        ("by_name[a].id", "1"),
+        ("pair[1].id", "1"),
+        ("rest[0].id", "1"),
+        ("at.year", "2026"),
+        ("number.real", "3"),
+        ("word[0]", "w"),
+        ("anything.id", "1"),
+        ("counted.a", "2"),
+        ("page.number", "7"),
+        ("nothing[0]", None),
+    ],
+)
+def test_paths_that_lead_somewhere(path: str, filled: str | None) -> None:
+    """They are checked as far as the annotations tell, and not further."""
+    cls: Any = type("Leads", (EventBase,), {"__annotations__": {"deep": Nested}, "__module__": __name__,
+                                       "__route__": QueueRoute(queue=f"q-{{deep.{path}}}")})  # fmt: skip
+    if filled is not None:
+        assert prepare(cls(deep=Nested())).destination == f"q-{filled}"
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ({"__broker__": 3}, "__broker__ is 3; write the alias of a broker"),
+        ({"__broker__": ""}, "__broker__ is ''"),
+        ({"__event_type__": ""}, "__event_type__ is empty"),
+        ({"__ordering_key__": "number"}, 'the same for all events; of the field write "{number}"'),
+        ({"__backend_config__": KafkaEventConfig(partition_key="number")}, "partition_key 'number' is a text"),
+        ({"__route__": KafkaEventRoute}, "is the class KafkaEventRoute, not a route; write for example"),
+        ({"__route__": 3}, "is a int, not a route"),
+    ],
+)
+def test_slips_of_a_declaration_are_told_at_import(declared: dict[str, Any], told: str) -> None:
+    """They would change where events go, or their order, and nobody would notice."""
+    names = {"__annotations__": {"number": int}, "__module__": __name__, "__route__": KafkaEventRoute(topic="t")}
+    with pytest.raises(RouteError) as caught:
+        type("Slip", (EventBase,), {**names, **declared})
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("one.emial", "is no field of User .did you mean 'email'"),
+        ("many[0].emial", "is no field of User .did you mean 'email'"),
+        ("by_name.a.emial", "is no field of User .did you mean 'email'"),
+        ("rest[0].emial", "is no field of User"),
+        ("many.id", "names 'id' of a list; one of its items is written with its number in brackets"),
+        ("number.id", "reaches for 'id', which a int does not have"),
+        ("number[0]", "reaches for 0, which a int does not have"),
+        ("at.yaer", "reaches for 'yaer', which a datetime does not have"),
+    ],
+)
+def test_paths_that_lead_nowhere_are_refused_at_import(path: str, told: str) -> None:
+    """The first emit would find it, in production."""
+    with pytest.raises(RouteError, match=told):
+        type("Lost", (EventBase,), {"__annotations__": {"deep": Nested}, "__module__": __name__,
+                                    "__route__": QueueRoute(queue=f"q-{{deep.{path}}}")})  # fmt: skip
+
+
 def test_subclass_inherits_or_overrides() -> None:
     """A family of events shares its route; one member may go elsewhere."""
 
@@ -348,6 +447,60 @@ def test_what_is_no_event_is_refused(thing: Any) -> None:
     """A dict or another pydantic model handed to emit must be told apart from an event at once."""
     with pytest.raises(RouteError, match="not an event"):
         prepare(thing)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("__orderingkey__", "write __ordering_key__"),
+        ("__order_key__", "write __ordering_key__"),
+        ("__ORDERING_KEY__", "write __ordering_key__"),
+        ("__rout__", "write __route__"),
+        ("__routes__", "write __route__"),
+        ("__topic__", r"write __route__ = KafkaEventRoute\(topic=...\)"),
+        ("__partition_key__", "write __ordering_key__, or"),
+        ("__backendconfig__", "write __backend_config__"),
+        ("__eventtype__", "write __event_type__"),
+        ("__brokers__", "write __broker__"),
+        ("__tomb_stone__", "write __tombstone__"),
+    ],
+)
+@pytest.mark.parametrize("routed", [True, False])
+def test_a_misspelt_class_variable_is_refused(name: str, told: str, *, routed: bool) -> None:
+    """Nobody would read it, and the order of events, or the event itself, would be lost without a word."""
+    namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": "Misspelt", name: "{order_id}"}
+    if routed:
+        namespace["__route__"] = QueueRoute(queue="orders")
+    with pytest.raises(RouteError, match=rf"Misspelt\.{name} means nothing to an event; {told}"):
+        type("Misspelt", (EventBase,), namespace)
+
+
+def test_a_class_variable_without_its_last_underscores_is_refused() -> None:
+    """Python renames it and pydantic makes it private: as silent as a misspelt one."""
+    with pytest.raises(RouteError, match=r"Private\.__ordering_key is private to the class; write __ordering_key__"):
+
+        class Private(EventBase):
+            __route__ = QueueRoute(queue="orders")
+            __ordering_key = "{order_id}"
+            __own = 1
+            order_id: int
+
+
+def test_special_names_of_python_and_pydantic_are_left_alone() -> None:
+    """What a class body may hold, on any Python, must not be taken for a misspelt class variable of ours."""
+    # Not by isinstance: Django's lazy objects would be made for it.
+    types_seen = {value for module in list(sys.modules.values()) for value in list(vars(module).values())
+                  if issubclass(type(value), type)}  # fmt: skip
+    names = {name for cls in types_seen for name in vars(cls) if name.startswith("__") and name.endswith("__")}
+    names |= {
+        "__annotate__", "__annotate_func__", "__annotations_cache__", "__classcell__", "__classdict__",
+        "__classdictcell__", "__conditional_annotations__", "__firstlineno__", "__get_pydantic_core_schema__",
+        "__get_pydantic_json_schema__", "__orig_bases__", "__root__", "__static_attributes__", "__table_args__",
+        "__tablename__", "__type_params__", "__typing_subst__",
+    }  # fmt: skip
+    own = {"__name__": "Seen", "__qualname__": "Seen", "__private_attributes__": {}}
+    assert len(names) > 200
+    _check_names(cast("Any", types.SimpleNamespace(**{**dict.fromkeys(names), **own})))
 
 
 # -- tombstones --------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from unittest.mock import AsyncMock, call
 
 import httpx
 import pytest
@@ -118,6 +119,9 @@ def test_named_emitters_have_dependencies_of_their_own() -> None:
     [
         (get_emitter, "/async/1", [1]),
         (get_emitter, "/sync/2", [2, 3]),
+        # Starlette's function of the same name, which a page may import beside ours.
+        (emitter_of, "/async/1", [1]),
+        (emitter_of, "/sync/2", [2, 3]),
         (emitter_dependency("alerts"), "/alert", [1]),
         (emitter_dependency("alerts"), "/alert-sync", [2]),
     ],
@@ -131,6 +135,34 @@ def test_an_overridden_dependency_needs_no_broker_and_no_lifespan(
     app.dependency_overrides[dependency] = lambda: emitter
     assert TestClient(app).get(path).status_code == 200
     assert sent(emitter) == numbers
+
+
+class Fake:
+    """An emitter of somebody's tests."""
+
+    def __init__(self) -> None:
+        self.seen: list[EventBase] = []
+
+    async def emit(self, event: EventBase) -> None:
+        self.seen.append(event)
+
+    def emit_many(self, events: Iterable[EventBase]) -> None:
+        raise RuntimeError(f"as told, with {len(list(events))}")
+
+
+def test_routes_run_over_a_mock_or_a_fake() -> None:
+    """An emitter is an object that one can swap out: in `def` routes, too, its own methods are called."""
+    app = orders()
+    mock, fake = AsyncMock(spec=EventEmitter), Fake()
+    app.dependency_overrides[get_emitter] = lambda: mock
+    client = TestClient(app)
+    assert (client.get("/async/1").status_code, client.get("/sync/2").status_code) == (200, 200)
+    assert mock.emit.await_args_list == [call(OrderPlaced(number=1)), call(OrderPlaced(number=2))]
+    mock.emit_many.assert_awaited_once_with([OrderPlaced(number=3)])
+    app.dependency_overrides[get_emitter] = lambda: fake
+    with pytest.raises(RuntimeError, match="as told, with 1"):
+        client.get("/sync/4")
+    assert fake.seen == [OrderPlaced(number=4)]
 
 
 def test_the_dependency_of_a_name_is_one_function() -> None:

@@ -599,16 +599,9 @@ class TestOptions:
             async with connect(kafka_url, lingerms=3):
                 pass
 
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"acks": 17},
-            {"compression_type": "zip"},
-            {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": "token"},
-        ],
-    )
-    async def test_options_that_aiokafka_refuses(self, wrong: dict[str, Any]) -> None:
+    async def test_options_that_aiokafka_refuses(self) -> None:
         """Trying again would be of no use: the start fails at once, broker or no broker."""
+        wrong: dict[str, Any] = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": "token"}
         started = time.monotonic()
         with pytest.raises(ConfigurationError, match="refuses its options"):
             async with connect("kafka://127.0.0.1:1", **wrong):

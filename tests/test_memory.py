@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -207,6 +208,18 @@ async def test_memory_stands_in_for_one_transport() -> None:
     assert isinstance(a, MemoryProducer)
     assert isinstance(b, MemoryProducer)
     assert (len(a.sent), len(b.sent)) == (1, 0)
+
+
+async def test_the_url_alone_is_another_one_in_a_test() -> None:
+    """Options of the transport it stands in for are taken and have no effect; what nobody has stays an error."""
+    options: dict[str, Any] = {"acks": "all", "topics": ["orders"], "client": {"linger_ms": 5}}
+    for url in ("memory://kafka", "memory://?compression_type=gzip"):
+        async with connect(url, **options) as emitter:
+            assert isinstance(emitter.producer, MemoryProducer)
+    wrong: dict[str, Any]
+    for wrong in ({"ackss": "all"}, {"client": {"linger": 5}}, {"socket_timeout": 1}):
+        with pytest.raises(ConfigurationError, match="unknown option"):
+            await connect("memory://kafka", **wrong).start()
 
 
 @pytest.mark.parametrize("url", ["memory://kafak", "memory://kafka,redis", "memory://kafka/x", "memory:///kafka"])

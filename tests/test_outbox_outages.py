@@ -29,7 +29,8 @@ from dispytch_integrations.errors import (
 from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.outbox.store import Selection, State
 from tests.conftest import _unavailable
 from tests.kill.arena import Arena
@@ -288,7 +289,8 @@ async def test_timeouts_of_a_broker_that_answers_are_counted_from_the_second_on(
 
 async def test_poison_on_a_real_broker(tmp_path: Path, kafka_url: str, unique: str) -> None:
     """A topic that does not exist and a message that is too large: both are told apart by a real client, too."""
-    client = {"allow_auto_create_topics": False, "max_request_size": 20_000}
+    # With a max_size of its own it is not refused at the emit, which knows the client's.
+    client = {"allow_auto_create_topics": False, "max_request_size": 20_000, "max_size": 1_000_000}
     async with connect(kafka_url) as emitter:  # Makes the topic.
         await emitter.emit(Noted(topic=unique, name="k0", number=-3))
     arrivals = await asyncio.to_thread(KafkaArrivals, kafka_url, unique)

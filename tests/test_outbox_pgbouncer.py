@@ -19,7 +19,7 @@ from sqlalchemy.orm import sessionmaker
 
 from dispytch_integrations import EventBase, connect
 from dispytch_integrations.kafka import KafkaEventRoute
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, bind, emit_on_commit
 from tests.support.brokers import free_port
 from tests.support.outboxes import Database, eventually, temporary_database, unavailable

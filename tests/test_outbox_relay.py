@@ -36,8 +36,9 @@ from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox import relay as relay_module
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import record_of
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.outbox.store import Selection, State
 from tests.support.outboxes import (
     Database,
@@ -839,6 +840,18 @@ def test_wrong_options_are_told_all_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         RelayOptions(batch_size=0, lease=-1, poll_interval=0, max_attempts=0, backoff=0, max_backoff=0, keep_sent=-1)
     assert len(caught.value.problems) == 7
+    with pytest.raises(ConfigurationError) as caught:
+        RelayOptions(
+            batch_size=2.5,  # type: ignore[arg-type]
+            lease="10",  # type: ignore[arg-type]
+            max_attempts=True,
+            keep_dead="7d",  # type: ignore[arg-type]
+            codec=FakeBackend,  # type: ignore[arg-type]
+        )
+    assert [problem.split(" is ")[0] for problem in caught.value.problems] == [
+        *("batch_size", "max_attempts", "lease", "keep_dead", "codec")
+    ]
+    assert "write codec=FakeBackend()" in str(caught.value)
     RelayOptions(keep_sent=0, keep_dead=0, max_attempts=1)
 
 

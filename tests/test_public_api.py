@@ -16,9 +16,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db.transaction import TransactionManagementError
+from sqlalchemy.exc import InvalidRequestError
 
 import dispytch_integrations
-from dispytch_integrations import errors
+from dispytch_integrations import errors, sqlalchemy
+from dispytch_integrations.django import errors as django_errors
 
 PACKAGE = str(Path(dispytch_integrations.__file__).parent)
 # Django is configured by pytest-django before this is read; without settings its part could not be imported.
@@ -211,6 +215,17 @@ def test_every_error_is_in_one_tree() -> None:
         drawn[name] = ancestors[-1] if ancestors else "Exception"
         ancestors.append(name)
     assert drawn == {name: getattr(errors, name).__mro__[1].__name__ for name in errors.__all__}
+
+
+def test_errors_of_frameworks_are_caught_by_either_name() -> None:
+    """Code that does not know the framework catches them, and the framework's own handlers do."""
+    for ours, general, theirs in (
+        (django_errors.SettingsError, errors.SettingsError, ImproperlyConfigured),
+        (django_errors.TransactionError, errors.TransactionError, TransactionManagementError),
+        (sqlalchemy.TransactionError, errors.TransactionError, InvalidRequestError),
+    ):
+        assert issubclass(ours, general)
+        assert issubclass(ours, theirs)
 
 
 def test_package_is_typed() -> None:

@@ -23,7 +23,8 @@ from dispytch_integrations._broker import Broker
 from dispytch_integrations._sqlalchemy_store import store_of
 from dispytch_integrations.errors import ConfigurationError, DeliveryError
 from dispytch_integrations.outbox._signals import on_signals
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.outbox.runner import DONE, LEFT, DatabaseAwayError, Progress, Runner
 from dispytch_integrations.outbox.workers import Workers
 from tests.support.brokers import free_port

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from dispytch_integrations import connect
 from dispytch_integrations.backend import BrokerURL, read_secret, scrub
 from dispytch_integrations.errors import BrokerUnavailableError, ConfigurationError, MissingExtraError
+from dispytch_integrations.hooks import Hook
+from dispytch_integrations.serialization import JSONSerializer
 from dispytch_integrations.settings import BrokerSpec, Config, load_brokers
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +151,28 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert not any("broker 'e'" in problem for problem in found)
 
 
+def test_what_each_look_finds_is_told_together() -> None:
+    """Names, values, what the transport wants and what is plugged in: none of them hides another."""
+    found = problems(
+        {
+            "a": {"url": "kafka://h/path?lingerms=3", "acks": "most", "timeout": 1.0},
+            "b": {"url": "redis://h/abc", "client": {"socket_timeot": 1}},
+            "c": {"url": "memory://", "serializer": JSONSerializer, "hooks": [object(), Hook], "prefix": "\n"},
+        }
+    )
+    for expected in (
+        "broker 'a': unknown option 'lingerms' (did you mean 'linger_ms'?)",
+        "broker 'a': acks is one of",
+        "broker 'a': kafka:// takes no path",
+        "broker 'b': unknown option client='socket_timeot'",
+        "broker 'b': redis:// ends with the number of a database",
+        "broker 'c': serializer: the serializer is an object",
+        "derive it from Hook; a hook is an object, not the class Hook",
+        "broker 'c': prefix: it holds a control character",
+    ):
+        assert any(expected in problem for problem in found), (expected, found)
+
+
 def test_an_unknown_option_is_refused_with_the_nearest() -> None:
     """A misspelt option that is ignored is a production surprise."""
     (problem,) = problems("memory://", timeuot=2)
@@ -196,6 +220,20 @@ def test_an_unknown_scheme_is_refused_with_the_nearest() -> None:
         ("memory://?on_timeout=explode", "on_timeout"),
         ("memory://?required=maybe", "required"),
         ("redis://h?socket_keepalive=maybe", "socket_keepalive"),
+        ("memory://?timeout=inf", "timeout"),
+        ("memory://?timeout=1&timeout=2", "gives an option twice"),
+        ("memory://?source=", "write a URI-reference"),
+        ({"a": {"url": "memory://", "timeout": True}}, "timeout: True is no number"),
+        ("redis://h?ssl=true", "unknown option 'ssl' (it is for TLS: write rediss://)"),
+        ({"a": {"url": "valkey://h", "ssl_ca_certs": "x"}}, "(it is for TLS: write valkeys://)"),
+        ({"a": {"url": "amqps://h", "keyfile_password": "x"}}, "write ssl_context="),
+        ({"a": {"url": "memory://", "TIMEOUT": 3}}, "unknown option 'TIMEOUT' (write 'timeout')"),
+        ({"a": {"URL": "memory://"}}, "there is no 'url', but 'URL'; options are in lower case"),
+        ({"URL": "memory://"}, "starts with aliases"),
+        ({"a": {"url": "memory://", "on_timeout": "ignore"}}, "on_timeout: write 'raise', 'log', or a function"),
+        ({"a": {"url": "kafka+ssl://h", "keyfile": "x"}}, "keyfile is the key of a certificate: write certfile="),
+        ("kafka://h?acks=al", "acks is one of 'all', 0, 1, -1 (did you mean 'all'?)"),
+        ("kafka://h?compression_type=zst", "(did you mean 'zstd'?)"),
     ],
 )
 def test_wrong_settings_say_what_to_write(config: Any, expected: str) -> None:

@@ -638,6 +638,20 @@ def test_an_emitter_without_a_loop_is_refused_in_a_thread() -> None:
         emit_on_commit(session, Placed(number=1), emitter=EventEmitter(MemoryProducer()))
 
 
+def test_in_memory_events_are_there_when_the_commit_returns() -> None:
+    """A test that commits and looks needs no waiting, and cannot fail now and then."""
+    factory = sessionmaker(create_engine("sqlite://"))
+    with connect_blocking("memory://") as emitter:
+        bind(factory, emitter)
+        producer: Any = emitter.producers["default"]
+        for number in range(100):
+            with factory.begin() as session:
+                emit_on_commit(session, Placed(number=number))
+                session.execute(text("select 1"))
+                assert len(producer.sent) == number
+            assert len(producer.sent) == number + 1
+
+
 def test_brokers_that_are_not_open_are_refused_at_the_call() -> None:
     """The transaction can still be rolled back: an event is not dropped after it."""
     brokers = connect_blocking("memory://")

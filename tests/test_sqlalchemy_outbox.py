@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionm
 from dispytch_integrations import connect, event_id
 from dispytch_integrations._sqlalchemy_store import store_of
 from dispytch_integrations.errors import ConfigurationError, HeaderError, NotStartedError, RouteError
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.sqlalchemy import SQLAlchemyOutbox, TransactionError, bind, emit_on_commit, outbox_tables
 from tests.support.outboxes import Database, temporary_database
 from tests.support.proxy import TCPProxy
@@ -29,6 +30,7 @@ from tests.support.sessions import (
     DRIVERS,
     SCENARIOS,
     USED,
+    Base,
     Order,
     Placed,
     Undone,
@@ -285,6 +287,22 @@ async def test_outbox_false_sends_after_the_commit(database: Database) -> None:
     async with storing(database, "postgresql+asyncpg") as (factory, _), factory() as session:
         with pytest.raises(NotStartedError, match=r"relayed by another one; write emit_on_commit"):
             emit_on_commit(session, Placed(number=2), outbox=False)
+
+
+async def test_an_emitter_knows_the_brokers_of_an_outbox_that_is_only_bound(database: Database) -> None:
+    """Another process relays: here the outbox was given to no brokers, and the emitter of the call prepares."""
+    async with session_factory(database, "postgresql+asyncpg") as (factory, engine):
+        bind(factory, SQLAlchemyOutbox(engine, relay="external"))
+        async with factory.begin() as session:
+            with pytest.raises(NotStartedError, match="emitter=emitter"):
+                emit_on_commit(session, Placed(number=1))
+        async with connect("memory://", prefix="staging.") as emitter:
+            async with factory.begin() as session:
+                emit_on_commit(session, Placed(number=2), emitter=emitter)
+            producer: Any = emitter.producer
+            assert producer.sent == []
+        assert stored(database) == [2]
+        assert database.all("select destination from dispytch_outbox_event") == [("staging.orders",)]
 
 
 async def test_an_emitter_and_an_outbox_that_contradict_each_other(database: Database) -> None:
@@ -773,16 +791,17 @@ async def test_an_outbox_that_was_not_started_says_so(database: Database) -> Non
 
 async def test_a_pool_that_the_relay_would_use_up_is_refused(database: Database) -> None:
     """One connection, kept by the relay: the first request would wait for the pool, and time out."""
-    url = database.url("postgresql+psycopg")
-    for make in (create_engine, create_async_engine):
-        engine: Any = make(url, pool_size=1, max_overflow=0)
-        with pytest.raises(ConfigurationError, match="write pool_size=2 or more, or relay='external'"):
-            SQLAlchemyOutbox(engine)
-        SQLAlchemyOutbox(engine, relay="external")
-        SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=1))
-        with pytest.raises(ConfigurationError, match="write pool_size=3"):
-            SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=1), options=RelayOptions(notify=True))
-        SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=-1), options=RelayOptions(notify=True))
+    url, make = database.url("postgresql+psycopg"), create_async_engine
+    engine = make(url, pool_size=1, max_overflow=0)
+    with pytest.raises(ConfigurationError, match="write pool_size=2 or more, or relay='external'"):
+        SQLAlchemyOutbox(engine)
+    SQLAlchemyOutbox(engine, relay="external")
+    SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=1))
+    with pytest.raises(ConfigurationError, match="write pool_size=3"):
+        SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=1), options=RelayOptions(notify=True))
+    SQLAlchemyOutbox(make(url, pool_size=1, max_overflow=-1), options=RelayOptions(notify=True))
+    # On a synchronous engine it has its own beside the pool.
+    SQLAlchemyOutbox(create_engine(url, pool_size=1, max_overflow=0), options=RelayOptions(notify=True))
     with pytest.raises(ConfigurationError, match="use a file"):
         SQLAlchemyOutbox(create_engine("sqlite://"))
 
@@ -852,3 +871,8 @@ async def test_what_is_no_outbox_is_told_with_what_to_write(database: Database) 
     options: Any = {"batch_size": 3}
     with pytest.raises(ConfigurationError, match="options= takes RelayOptions, not a dict"):
         SQLAlchemyOutbox(engine, options=options)
+    wrong = Base
+    with pytest.raises(ConfigurationError, match=r"takes MetaData, not Base; write outbox_tables\(Base.metadata\)"):
+        outbox_tables(wrong)
+    with pytest.raises(ConfigurationError, match=r"unknown option 'outbx' \(did you mean 'outbox'\?\)"):
+        await connect("memory://", outbx=engine).start()

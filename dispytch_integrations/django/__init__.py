@@ -14,12 +14,13 @@ All functions here are methods of one `Emitter`, over the brokers of DISPYTCH, w
 
 from __future__ import annotations
 
+from dispytch_integrations._missing import is_missing
 from dispytch_integrations.errors import MissingExtraError
 
 try:
     import django as _django
 except ModuleNotFoundError as exc:
-    if exc.name != "django":
+    if not is_missing(exc, "django"):
         raise  # present, but one of its own imports is missing
     raise MissingExtraError("dispytch_integrations.django", extra="django") from exc
 

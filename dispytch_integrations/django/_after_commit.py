@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db import connections as databases
@@ -14,9 +14,11 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from dispytch_integrations._blocking_handoff import LeftMessage
 from dispytch_integrations._blocking_way import Prepared
+from dispytch_integrations._overriding import CommitState, overriding
 from dispytch_integrations.django import conf
 from dispytch_integrations.django._connections import connections, tell_after_commit
 from dispytch_integrations.django.errors import TransactionError
+from dispytch_integrations.message import Message
 
 __all__ = [
     "AfterCommit",
@@ -25,7 +27,6 @@ __all__ = [
     "after_write",
     "call_after",
     "is_of_testcase",
-    "observers",
     "register",
     "transaction_meant",
     "transaction_of_write",
@@ -39,12 +40,19 @@ class AfterCommit:
         """The transaction is committed."""
 
 
+_RECEIVERS_SECONDS = 1.0
+"""How long a commit waits for receivers of what went to memory. They may need what the caller holds."""
+
+
 class Waiting(AfterCommit):
     """Messages that wait for the end of a transaction.
 
     `connection`: the database connection, of the thread that emitted; None: no transaction is open, they are handed
     over at once. `done`: has it been committed?
     """
+
+    waits: ClassVar[CommitState] = "pending"
+    advice = "in a TestCase emit inside `with self.captureOnCommitCallbacks(execute=True):`"
 
     def __init__(self, prepared: Sequence[Prepared], connection: BaseDatabaseWrapper | None) -> None:
         self.prepared = prepared
@@ -69,6 +77,8 @@ class Waiting(AfterCommit):
                 taken = session.handoff.put(
                     [LeftMessage(brokers.get(message.broker, outlet), message, context) for outlet, message in waiting]
                 )
+                if all(outlet.producer.immediate for outlet, _ in waiting):
+                    connections.receivers.flush(_RECEIVERS_SECONDS)
                 waiting = waiting[taken:]
                 if connections.ending:
                     # Nobody comes after us who would wait for it.
@@ -84,9 +94,10 @@ class Waiting(AfterCommit):
         """Does it still wait among its connection's callbacks? Not done and not there: rolled back."""
         return self.connection is not None and any(entry[1] is self for entry in self.connection.run_on_commit)
 
-
-observers: list[list[Waiting]] = []
-"""Where tests collect what waits; see `testing`."""
+    def states(self) -> Iterable[tuple[Message, CommitState]]:
+        """For tests: what has become of each message."""
+        state: CommitState = "committed" if self.done else self.waits if self.registered else "rolled back"
+        return [(message, state) for _, message in self.prepared]
 
 
 def after_write(prepared: Sequence[Prepared], database: str) -> None:
@@ -122,7 +133,8 @@ def transaction_meant(using: str | None, require_transaction: bool | None) -> Ba
     """
     connection = _connection(using)
     required = conf.require_transaction() if require_transaction is None else require_transaction
-    if connection is None and required:
+    # A TestCase's own block does not count: the same code has none outside of the test.
+    if required and (connection is None or _only_of_testcase(connection)):
         named = f" on database {using!r}" if using is not None else ""
         raise TransactionError(
             f"no transaction is open{named}, and one is required: emit inside `with transaction.atomic():`, "
@@ -133,8 +145,10 @@ def transaction_meant(using: str | None, require_transaction: bool | None) -> Ba
 
 def register(waiting: Waiting) -> None:
     """Let it be called at the end of its transaction; at once where there is none. Tests see it."""
-    for observer in observers:
-        observer.append(waiting)
+    overriding.tell(waiting)
+    if waiting.connection is not None:
+        for outlet, message in waiting.prepared:
+            outlet.held(message)
     if waiting.connection is None:
         waiting()
     else:
@@ -185,7 +199,8 @@ def _connection(using: str | None) -> BaseDatabaseWrapper | None:
             f"there is no database {using!r} (using= is a database's alias: {known}); "
             f"a broker is chosen by __broker__ on the event's class, or by get_emitter({using!r})"
         ) from None
-    if connection.in_atomic_block:
+    elsewhere = [other for other in open_ones if other is not connection and not _only_of_testcase(other)]
+    if connection.in_atomic_block and not (elsewhere and _only_of_testcase(connection)):
         return connection
     if open_ones:
         raise TransactionError(
@@ -213,8 +228,12 @@ def _open_transactions() -> list[BaseDatabaseWrapper]:
     opened = [connection for connection in databases.all(initialized_only=True) if connection.in_atomic_block]
     if len(opened) < 2:
         return opened
-    own = [connection for connection in opened if not all(is_of_testcase(block) for block in connection.atomic_blocks)]
+    own = [connection for connection in opened if not _only_of_testcase(connection)]
     return own or [next((each for each in opened if each.alias == DEFAULT_DB_ALIAS), opened[0])]
+
+
+def _only_of_testcase(connection: BaseDatabaseWrapper) -> bool:
+    return all(is_of_testcase(block) for block in connection.atomic_blocks)
 
 
 def is_of_testcase(block: Any) -> bool:

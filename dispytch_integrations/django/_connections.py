@@ -33,6 +33,7 @@ from dispytch_integrations.django.outbox import conf as outbox_conf
 from dispytch_integrations.django.outbox.embedded import EmbeddedOutbox, require_tables
 from dispytch_integrations.django.signals import broker_started, broker_stopped, event_emitted, event_failed
 from dispytch_integrations.errors import ConfigurationError, NotStartedError
+from dispytch_integrations.message import log_fields
 
 __all__ = ["Connections", "Session", "connections", "tell_after_commit"]
 
@@ -115,7 +116,7 @@ class Connections:
         if session is not None and session.usable:
             return session
         with self._lock:
-            if self._closed and self._pid == os.getpid():
+            if self.closed:
                 raise NotStartedError(
                     "the project's brokers are closed: the event was emitted after the server's shutdown or "
                     "close_brokers(); emit before, or call open_brokers() first"
@@ -127,6 +128,11 @@ class Connections:
         """What is open in this process; None: nothing."""
         session = self._session
         return session if session is not None and session.usable else None
+
+    @property
+    def closed(self) -> bool:
+        """Were they closed in this process, so that an emit is refused?"""
+        return self._closed and self._pid == os.getpid()
 
     def open(self) -> None:
         """Connect now, and wait for it, as at a server's start. Counted: `close` as often.
@@ -255,7 +261,7 @@ class Connections:
         try:
             session = self.session
             if session is None:
-                if self.ending or (self._closed and self._pid == os.getpid()):
+                if self.ending or self.closed:
                     return
                 session = self.reach(direct=False)  # It looks at the table when it starts.
             if session.outbox is not None:
@@ -404,6 +410,6 @@ def tell_after_commit(left: LeftMessage, error: Exception | None) -> None:
         message.broker,
         message.destination,
         error,
-        extra={"event_type": message.type, "event_id": message.id, "broker": message.broker},
+        extra=log_fields(message.type, message.id, message.broker, message.destination),
     )
     send(event_failed, type(event), error=error, **arguments)

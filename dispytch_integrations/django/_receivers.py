@@ -15,7 +15,7 @@ from django.dispatch import Signal
 
 __all__ = ["Receivers", "send"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dispytch_integrations.django")
 
 _Job = tuple[Context | None, Callable[[], object]]
 

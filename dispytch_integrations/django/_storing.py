@@ -11,12 +11,12 @@ from django.db import connections as databases
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dispytch_integrations._blocking_way import Prepared
+from dispytch_integrations._overriding import overriding
 from dispytch_integrations.django._after_commit import (
     AfterCommit,
     Waiting,
     call_after,
     is_of_testcase,
-    observers,
     register,
     transaction_meant,
     transaction_of_write,
@@ -50,6 +50,8 @@ def store_after_write(prepared: Sequence[Prepared], database: str) -> None:
 
 class Stored(Waiting):
     """In tests: messages in the outbox, which are taken out of it and sent once their transaction is committed."""
+
+    waits = "stored"
 
     def __init__(self, prepared: Sequence[Prepared], connection: BaseDatabaseWrapper) -> None:
         super().__init__(prepared, connection if connection.in_atomic_block else None)
@@ -103,7 +105,9 @@ def _store(prepared: Sequence[Prepared], connection: BaseDatabaseWrapper, settin
             f"the event could not be stored in the outbox of database {connection.alias!r}: {exc}; is its table there? "
             f"Run manage.py migrate{option}"
         ) from exc
-    if observers:
+    for outlet, message in prepared:
+        outlet.held(message)
+    if overriding.observers:
         register(Stored(prepared, connection))
     elif settings.embedded and connections.override is None:
         _wake_after(connection)

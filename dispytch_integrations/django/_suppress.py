@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
+from dispytch_integrations._decorating import Decorating
 from dispytch_integrations._prepare import require_route
-from dispytch_integrations.django._decorating import Decorating
 from dispytch_integrations.events import EventBase
 
 __all__ = ["HeldBack", "held_back", "suppress_emits"]
@@ -33,7 +33,7 @@ class HeldBack:
 
     def add(self, event: EventBase) -> None:
         """Count an event. Raises RouteError for what is no event, as an emit does."""
-        require_route(type(event))
+        require_route(type(event), event)
         self.by_type[type(event)] += 1
 
     def __repr__(self) -> str:

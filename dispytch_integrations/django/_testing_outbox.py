@@ -21,8 +21,9 @@ from dispytch_integrations.django.outbox.store import OnDjango, missing_tables
 from dispytch_integrations.errors import WrongLoopError
 from dispytch_integrations.outbox._sql import EVENTS, INSERTED, Connection, SQLStore
 from dispytch_integrations.outbox._sql_store import OutboxInSQL
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import Codec, Record, message_of
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 
 __all__ = ["relay_outbox", "taken_out"]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules
+
+from dispytch_integrations._overriding import overriding
 
 __all__ = ["DispytchConfig"]
 
@@ -26,12 +30,19 @@ class DispytchConfig(AppConfig):
         """Import `events.py` of every app; register checks; close connections when settings or Celery's child end."""
         from dispytch_integrations.django import _asgi_warning, checks
 
+        overriding.parts[:] = [_on_memory]
         checks.register()
         _asgi_warning.watch()
         setting_changed.connect(_settings_changed, dispatch_uid="dispytch settings")
         if "celery" in sys.modules:
             _close_with_celery()
         autodiscover_modules("events")
+
+
+def _on_memory() -> AbstractContextManager[Callable[[], object]]:
+    from dispytch_integrations.django._on_memory import on_memory
+
+    return on_memory()
 
 
 def _settings_changed(*, setting: str, **arguments: Any) -> None:

@@ -9,14 +9,14 @@
     }
 
 Ours are in upper case: URL, TIMEOUT, STARTUP_TIMEOUT, SHUTDOWN_TIMEOUT, REQUIRED, ON_TIMEOUT, SOURCE, CLOUDEVENTS,
-PREFIX, HOOKS, SERIALIZER, MAX_PENDING, and those of the transport (TOPICS of Kafka, EXCHANGES of RabbitMQ,
+PREFIX, MAX_SIZE, HOOKS, SERIALIZER, MAX_PENDING, and those of the transport (TOPICS of Kafka, EXCHANGES of RabbitMQ,
 PASSWORD...). OPTIONS holds those of the underlying client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from django.apps import apps
@@ -27,7 +27,7 @@ from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerURL
 from dispytch_integrations.django.errors import SettingsError
 from dispytch_integrations.errors import ConfigurationError, MissingExtraError
-from dispytch_integrations.settings import BrokerSpec, backend_type_of, load_brokers
+from dispytch_integrations.settings import BrokerSpec, backend_type_of, load_brokers, read_url
 
 __all__ = ["DEFAULT_MAX_PENDING", "Problem", "Read", "read", "require", "require_transaction"]
 
@@ -63,7 +63,7 @@ class Read:
     `specs`: by alias, of the brokers whose URL is no function and could be read.
     """
 
-    config: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Mapping[str, Any]] = field(repr=False)
     max_pending: Mapping[str, int]
     problems: tuple[Problem, ...]
     specs: Mapping[str, BrokerSpec]
@@ -172,16 +172,23 @@ class _Broker:
     def _take(self, given: dict[str, Any], backend: type[Backend]) -> None:
         known = [name.upper() for name in backend.options_type.model_fields if name != "client"]
         names = [*known, *_DJANGOS, _CLIENT, "URL"]
-        clients = self._client_names(backend)
+        clients, ignored = self._others(backend)
         for key, value in given.items():
             if key == _CLIENT:
-                self._take_options(value, backend, clients)
+                self._take_options(value, given, backend, clients)
             elif key == "MAX_PENDING":
                 self._take_max_pending(value)
-            elif key in known or (backend is Backend and isinstance(key, str) and key.isupper()):
+            elif key in known or (str(key).isupper() and (backend is Backend or key.lower() in ignored)):
                 self._take_ours(key, value)
             else:
                 self._unknown(key, names, clients)
+
+    def _others(self, backend: type[Backend]) -> tuple[Mapping[str, Any], Collection[str]]:
+        """The client's options, and those that have no effect, as far as they can be known."""
+        if self.client_missing or backend is Backend:
+            return {}, ()
+        url = read_url(self.config["url"])
+        return backend.client_option_names(url), backend.ignored_option_names(url)
 
     def _unknown(self, key: object, names: list[str], clients: Mapping[str, Any]) -> None:
         text = str(key)
@@ -195,7 +202,9 @@ class _Broker:
             hint = f"Options of the client go into {_CLIENT!r}; ours are {', '.join(sorted(names))}."
         self._wrong("E002", f"{self.where} has the unknown key {key!r}.", hint)
 
-    def _take_options(self, value: object, backend: type[Backend], clients: Mapping[str, Any]) -> None:
+    def _take_options(
+        self, value: object, given: Mapping[str, Any], backend: type[Backend], clients: Mapping[str, Any]
+    ) -> None:
         if not isinstance(value, Mapping):
             self._wrong("E003", f"{self.where}['OPTIONS'] is a {type(value).__name__}; it must be a dict.")
             return
@@ -204,14 +213,15 @@ class _Broker:
             # What only we know may stand among the client's; a name that both have is the client's here.
             ours = name in backend.options_type.model_fields and name != "client"
             if ours and backend is not Backend and name not in clients:
-                self._take_ours(name, options.pop(name))
+                option = options.pop(name)
+                if name.upper() in given and backend.transport == "memory":
+                    continue  # It is the client's, of the transport that memory:// stands in for.
+                if name.upper() in given:
+                    self._wrong(
+                        "E003", f"{self.where} has {name.upper()!r} and OPTIONS[{name!r}]; leave one of them out."
+                    )
+                self._take_ours(name, option)
         self.config["client"] = options
-
-    def _client_names(self, backend: type[Backend]) -> Mapping[str, Any]:
-        if self.client_missing or backend is Backend:
-            return {}
-        url = self.config["url"]
-        return backend.client_option_names(url if isinstance(url, BrokerURL) else BrokerURL.parse(url))
 
     def _take_max_pending(self, value: object) -> None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -243,6 +253,10 @@ class _Broker:
         except ImportError as exc:
             self._wrong("E003", f"{self.where}[{key.upper()!r}]: {value!r} cannot be imported: {exc}.")
             return _MISSING
+        except Exception as exc:  # The module is the project's: whatever it raises at its import.
+            told = f"{type(exc).__name__}: {exc}"
+            self._wrong("E003", f"{self.where}[{key.upper()!r}]: {value!r} cannot be imported: {told}.")
+            return _MISSING
 
     def _instance(self, key: str, value: Any) -> Any:
         """Hooks and serializers are named by their class as well."""
@@ -251,6 +265,10 @@ class _Broker:
             return found() if isinstance(found, type) else found
         except MissingExtraError as exc:  # MessagePack's
             self._wrong("E004", f"{self.where}[{key.upper()!r}]: {exc}")
+            return _MISSING
+        except Exception as exc:
+            told = f"{found.__name__}() raised {type(exc).__name__}: {exc}"
+            self._wrong("E003", f"{self.where}[{key.upper()!r}]: {told}.")
             return _MISSING
 
     def _load(self) -> None:

@@ -1,11 +1,15 @@
 """The outbox's SQL, for PostgreSQL, MySQL, MariaDB and SQLite: one text for Django and SQLAlchemy.
 
-Parameters are written `:name`. Lists of whole numbers are an array parameter on PostgreSQL, so that the text stays the
-same, and written out elsewhere.
+Parameters are written `:name`. Lists of whole numbers are one parameter on PostgreSQL (an array) and SQLite (JSON), so
+that the text stays the same, and written out on MySQL.
+
+MySQL and MariaDB lock what they pass: a DELETE that reads a small table from end to end waits for the rows of every
+transaction that is open. So rows are looked up by their keys, one by one, by a join. They compare texts without case.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +20,7 @@ from dispytch_integrations.outbox.record import SHARDS, Record
 from dispytch_integrations.outbox.store import (
     Failure,
     Fetched,
+    HeldUp,
     Lease,
     Query,
     Row,
@@ -105,7 +110,7 @@ class Insert:
         self._vendor = require_vendor(vendor)
         if notify and self._vendor != "postgresql":
             raise ConfigurationError(f"notify=True is PostgreSQL's NOTIFY, and this database is {vendor}; leave it out")
-        self._events = events
+        self.table = events
         self._notify = notify
         self._texts: dict[int, str] = {}
 
@@ -132,7 +137,7 @@ class Insert:
                 "(" + ", ".join(f":{column}_{number}" for column in INSERTED) + zeros + ")" for number in range(count)
             )
             columns = ", ".join((*INSERTED, *_STARTING))
-            text = f"insert into {self._events} ({columns}) values {rows} {_IGNORE[self._vendor]}"  # noqa: S608
+            text = f"insert into {self.table} ({columns}) values {rows} {_IGNORE[self._vendor]}"  # noqa: S608
             if len(self._texts) < 64:
                 self._texts[count] = text
         return text
@@ -192,6 +197,19 @@ class SQLStore:
             self._look_at_table(on)
         return Fetched([_record(row) for row in rows], int(rows[-1][-1]))
 
+    def held_up(self, on: Connection, shards: Sequence[int]) -> HeldUp:
+        """As OutboxStore.held_up."""
+        parameters: dict[str, Any] = {}
+        mine = f" and {self._in('shard', shards, parameters, 'shards')}" if len(shards) < SHARDS else ""
+        rows = on.query(
+            f"select lane, next_try_ms - {self._now} from {self._events} "  # noqa: S608
+            f"where state <= 0 and next_try_ms > {self._now} and ordering_key is not null{mine}",
+            parameters,
+        )
+        if not rows:
+            return HeldUp((), None)
+        return HeldUp([int(row[0]) for row in rows], max(min(int(row[1]) for row in rows) / 1000, 0.0))
+
     def _look_at_table(self, on: Connection) -> None:
         """Let PostgreSQL count: a backlog that came before its own first look is sorted whole for each batch."""
         if self._vendor != "postgresql" or time.monotonic() < self._next_look:
@@ -204,32 +222,90 @@ class SQLStore:
         self, on: Connection, sent: Sequence[int], failed: Sequence[Failure], action: Literal["delete", "keep"]
     ) -> None:
         """As OutboxStore.settle."""
+        kept = f"state = {State.SENT:d}, state_ms = {self._now}, last_error = null"
         for ids in self._lists(sent):
-            parameters: dict[str, Any] = {}
-            chosen = self._in("id", ids, parameters, "ids")
             if action == "delete":
-                on.run(f"delete from {self._events} where {chosen}", parameters)  # noqa: S608
+                self._delete(on, ids)
             else:
-                on.run(
-                    f"update {self._events} set state = {State.SENT:d}, state_ms = {self._now}, last_error = null "  # noqa: S608
-                    f"where {chosen} and state = 0",
-                    parameters,
-                )
-        for failure in failed:
-            state = State.DEAD if failure.delay is None else State.WAITING
-            delay = 0 if failure.delay is None else max(int(failure.delay * 1000), 1)
+                self._update(on, ids, kept, "state = 0")
+        for start in range(0, len(failed), _CHUNK):
+            self._note(on, failed[start : start + _CHUNK])
+
+    def _delete(self, on: Connection, ids: Sequence[int], where: str = "1 = 1", **parameters: Any) -> int:
+        if self._vendor == "mysql":
+            return on.run(f"delete t from {self._found(ids)} where {where}", parameters)
+        chosen = self._in("id", ids, parameters, "chosen")
+        return on.run(f"delete from {self._events} where {chosen} and {where}", parameters)  # noqa: S608
+
+    def _update(self, on: Connection, ids: Sequence[int], sets: str, where: str, **parameters: Any) -> int:
+        if self._vendor == "mysql":
+            return on.run(f"update {self._found(ids)} set {sets} where {where}", parameters)  # noqa: S608
+        chosen = self._in("id", ids, parameters, "chosen")
+        return on.run(f"update {self._events} set {sets} where {chosen} and {where}", parameters)  # noqa: S608
+
+    def _found(self, ids: Sequence[int], columns: Sequence[Mapping[str, str]] = ()) -> str:
+        """For MySQL: the rows of these ids, each looked up by its key, so that no other is locked on the way."""
+        rows = [{"i": str(int(number)), **(columns[index] if columns else {})} for index, number in enumerate(ids)]
+        # The first one names the columns.
+        listed = " union all ".join(
+            "select " + ", ".join(f"{value} as {name}" if not index else value for name, value in row.items())
+            for index, row in enumerate(rows)
+        )
+        return f"({listed}) l straight_join {self._events} t force index (primary) on t.id = l.i"
+
+    def _note(self, on: Connection, failed: Sequence[Failure]) -> None:
+        """Note failures by one statement: thousands of rows may be refused at once."""
+        ids = [each.id for each in failed]
+        states = [int(State.WAITING if each.delay is not None else State.DEAD) for each in failed]
+        delays = [0 if each.delay is None else max(int(each.delay * 1000), 1) for each in failed]
+        if self._vendor == "postgresql":
             on.run(
-                f"update {self._events} set attempts = :attempts, last_error = :error, state = {state:d}, "  # noqa: S608
-                f"next_try_ms = {self._now} + :delay, state_ms = {self._now} where id = :id and state = 0",
-                {"attempts": failure.attempts, "error": failure.error, "delay": delay, "id": failure.id},
+                f"update {self._events} as e set attempts = f.attempts, last_error = f.error, state = f.state, "  # noqa: S608
+                f"next_try_ms = {self._now} + f.delay, state_ms = {self._now} from unnest(cast(:ids as bigint[]), "
+                f"cast(:attempts as integer[]), cast(:errors as text[]), cast(:states as smallint[]), "
+                f"cast(:delays as bigint[])) as f (id, attempts, error, state, delay) "
+                f"where e.id = f.id and e.state = 0",
+                {
+                    "ids": ids,
+                    "attempts": [each.attempts for each in failed],
+                    "errors": [each.error for each in failed],
+                    "states": states,
+                    "delays": delays,
+                },
             )
+            return
+        names = {error: f"error_{number}" for number, error in enumerate(dict.fromkeys(each.error for each in failed))}
+        parameters: dict[str, Any] = {name: error for error, name in names.items()}
+        # Whole numbers of our own, and names of parameters.
+        told = [
+            {"a": str(int(each.attempts)), "e": f":{names[each.error]}", "s": str(state), "d": str(delay)}
+            for each, state, delay in zip(failed, states, delays, strict=True)
+        ]
+        if self._vendor == "mysql":
+            on.run(
+                f"update {self._found(ids, told)} set t.attempts = l.a, t.last_error = l.e, t.state = l.s, "  # noqa: S608
+                f"t.next_try_ms = {self._now} + l.d, t.state_ms = {self._now} where t.state = 0",
+                parameters,
+            )
+            return
+        values = ", ".join(
+            f"({number}, {t['a']}, {t['e']}, {t['s']}, {t['d']})" for number, t in zip(ids, told, strict=True)
+        )
+        on.run(
+            f"with l (i, a, e, s, d) as (values {values}) update {self._events} set "  # noqa: S608
+            f"(attempts, last_error, state, next_try_ms, state_ms) = "
+            f"(select a, e, s, {self._now} + d, {self._now} from l where i = id) "
+            f"where id in (select i from l) and state = 0",
+            parameters,
+        )
 
     def waiting(self, on: Connection, brokers: Sequence[str], format: int) -> Waiting:
         """As OutboxStore.waiting."""
         parameters: dict[str, Any] = {"format": format}
         rows = on.query(
-            f"select broker, case when format > :format then 1 else 0 end, count(*) from {self._events} "  # noqa: S608
-            f"where state = 0 and (format > :format or not {self._brokers(brokers, parameters)}) group by 1, 2",
+            f"select {self._exact('broker')}, case when format > :format then 1 else 0 end, count(*) "  # noqa: S608
+            f"from {self._events} where state = 0 "
+            f"and (format > :format or not {self._brokers(brokers, parameters)}) group by 1, 2",
             parameters,
         )
         unknown: dict[str, int] = {}
@@ -238,7 +314,7 @@ class SQLStore:
             if is_newer:
                 newer += int(count)
             else:
-                unknown[broker] = int(count)
+                unknown[_text(broker)] = int(count)
         return Waiting(unknown, newer)
 
     # -- leases --------------------------------------------------------------------------------------------------
@@ -302,12 +378,13 @@ class SQLStore:
     def stats(self, on: Connection) -> Stats:
         """As OutboxStore.stats."""
         counted = on.query(
-            f"select state, count(*), sum(case when attempts > 0 then 1 else 0 end), "  # noqa: S608
-            f"{self._now} - min(created_ms), {self._now} - min(state_ms) from {self._events} group by state",
+            f"select state, {self._exact('broker')}, count(*), sum(case when attempts > 0 then 1 else 0 end), "  # noqa: S608
+            f"{self._now} - min(created_ms), {self._now} - min(state_ms) from {self._events} group by 1, 2",
             {},
         )
-        by_state = {int(row[0]): row for row in counted}
-        waiting, dead, sent = (by_state.get(state) for state in (State.WAITING, State.DEAD, State.SENT))
+        waiting, dead, sent = (
+            [row for row in counted if int(row[0]) == state] for state in (State.WAITING, State.DEAD, State.SENT)
+        )
         relays: dict[str, int] = {}
         for owner, count in on.query(
             f"select owner, count(*) from {self._shards} where owner is not null and until_ms >= {self._now} "  # noqa: S608
@@ -317,12 +394,13 @@ class SQLStore:
             relays[owner] = int(count)
         [heartbeat] = on.query(f"select {self._now} - max(heartbeat_ms) from {self._shards}", {})  # noqa: S608
         return Stats(
-            waiting=int(waiting[1]) if waiting else 0,
-            retrying=int(waiting[2]) if waiting else 0,
-            dead=int(dead[1]) if dead else 0,
-            sent=int(sent[1]) if sent else 0,
-            oldest=max(int(waiting[3]) / 1000, 0.0) if waiting else None,
-            oldest_dead=max(int(dead[4]) / 1000, 0.0) if dead else None,
+            waiting=sum(int(row[2]) for row in waiting),
+            retrying=sum(int(row[3]) for row in waiting),
+            dead=sum(int(row[2]) for row in dead),
+            sent=sum(int(row[2]) for row in sent),
+            oldest=max((max(int(row[4]) / 1000, 0.0) for row in waiting), default=None),
+            oldest_dead=max((max(int(row[5]) / 1000, 0.0) for row in dead), default=None),
+            brokers=dict(sorted((_text(row[1]), int(row[2])) for row in waiting)),
             relays=relays,
             heartbeat=None if heartbeat[0] is None else max(int(heartbeat[0]) / 1000, 0.0),
         )
@@ -361,16 +439,23 @@ class SQLStore:
 
     def requeue(self, on: Connection, selection: Selection) -> int:
         """As OutboxStore.requeue."""
+        fresh = "state = 0, state_ms = 0, attempts = 0, next_try_ms = 0"
         where, parameters = self._where(selection)
-        return on.run(
-            f"update {self._events} set state = 0, state_ms = 0, attempts = 0, next_try_ms = 0 where {where}",  # noqa: S608
-            parameters,
-        )
+        if self._vendor == "mysql":
+            return sum(self._update(on, ids, fresh, where, **parameters) for ids in self._ids(on, where, parameters))
+        return on.run(f"update {self._events} set {fresh} where {where}", parameters)  # noqa: S608
 
     def discard(self, on: Connection, selection: Selection) -> int:
         """As OutboxStore.discard."""
         where, parameters = self._where(selection)
+        if self._vendor == "mysql":
+            return sum(self._delete(on, ids, where, **parameters) for ids in self._ids(on, where, parameters))
         return on.run(f"delete from {self._events} where {where}", parameters)  # noqa: S608
+
+    def _ids(self, on: Connection, where: str, parameters: dict[str, Any]) -> list[Sequence[int]]:
+        """The ids of rows, in pieces; no row is locked."""
+        rows = on.query(f"select id from {self._events} where {where}", parameters)  # noqa: S608
+        return self._lists([int(row[0]) for row in rows])
 
     def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         parameters: dict[str, Any] = {}
@@ -389,7 +474,7 @@ class SQLStore:
         }
         for column, value in exact.items():
             if value is not None:
-                where.append(f"{column} = :{column}")
+                where.append(f"{self._exact(column)} = :{column}")
                 parameters[column] = value
         if selection.states:
             where.append(f"state in ({', '.join(str(int(state)) for state in selection.states)})")
@@ -405,7 +490,11 @@ class SQLStore:
             return "(1 = 0)"
         names = {f"broker_{number}": each for number, each in enumerate(brokers)}
         parameters.update(names)
-        return f"(broker in ({', '.join(f':{name}' for name in names)}))"
+        return f"({self._exact('broker')} in ({', '.join(f':{name}' for name in names)}))"
+
+    def _exact(self, column: str) -> str:
+        """A column of text, compared as it is: MySQL's collations know no case, and no spaces at the end."""
+        return f"cast({column} as binary)" if self._vendor == "mysql" else column
 
     def _in(self, column: str, numbers: Sequence[int], parameters: dict[str, Any], name: str) -> str:
         if not numbers:
@@ -413,6 +502,9 @@ class SQLStore:
         if self._vendor == "postgresql":
             parameters[name] = list(numbers)
             return f"{column} = any(cast(:{name} as bigint[]))"
+        if self._vendor == "sqlite":
+            parameters[name] = json.dumps(list(numbers))
+            return f"{column} in (select value from json_each(:{name}))"  # noqa: S608 - names of ours
         return f"{column} in ({_written(numbers)})"
 
     def _not_in(self, column: str, numbers: Sequence[int], parameters: dict[str, Any], name: str) -> str:
@@ -420,6 +512,9 @@ class SQLStore:
             # A hash in every version; `<> all` is one from PostgreSQL 15 on.
             parameters[name] = list(numbers)
             return f"{column} not in (select unnest(cast(:{name} as bigint[])))"
+        if self._vendor == "sqlite":
+            parameters[name] = json.dumps(list(numbers))
+            return f"{column} not in (select value from json_each(:{name}))"  # noqa: S608
         return f"{column} not in ({_written(numbers)})"
 
     def _lists(self, numbers: Sequence[int]) -> list[Sequence[int]]:
@@ -428,6 +523,10 @@ class SQLStore:
         if self._vendor == "postgresql":
             return [numbers]
         return [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else bytes(value).decode()
 
 
 def _written(numbers: Sequence[int]) -> str:

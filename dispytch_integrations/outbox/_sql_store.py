@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from dispytch_integrations.outbox._sql import Connection, SQLStore
-from dispytch_integrations.outbox.store import Failure, Fetched, Lease, Query, Row, Selection, Stats, Waiting
+from dispytch_integrations.outbox.store import Failure, Fetched, HeldUp, Lease, Query, Row, Selection, Stats, Waiting
 from dispytch_integrations.outbox.threads import no_listener
 
 __all__ = ["OutboxInSQL"]
@@ -45,6 +45,10 @@ class OutboxInSQL(ABC):
     async def fetch(self, query: Query) -> Fetched:
         """As OutboxStore.fetch."""
         return await self.on_connection(lambda on: self.sql.fetch(on, query))
+
+    async def held_up(self, shards: Sequence[int]) -> HeldUp:
+        """As OutboxStore.held_up."""
+        return await self.on_connection(lambda on: self.sql.held_up(on, shards))
 
     async def settle(self, sent: Sequence[int], failed: Sequence[Failure], action: Literal["delete", "keep"]) -> None:
         """As OutboxStore.settle."""

@@ -21,7 +21,7 @@ from dispytch_integrations.outbox.runner import Progress
 
 __all__ = ["Console", "Stream", "age"]
 
-_EXTRAS = ("event_type", "event_id", "broker", "destination")
+_EXTRAS = ("event_type", "event_id", "broker", "destination", "traceparent", "correlation_id")
 """What the relay's log records carry beside their text."""
 _RED, _YELLOW, _DIM, _BOLD = "31", "33", "2", "1"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -32,8 +31,6 @@ _LISTED = 50
 _QUIET = 60.0
 """Seconds without a heartbeat after which it is said that nobody relays."""
 
-_NAMED = re.compile(r"^<Message .*?(?: bytes|tombstone)> ")
-"""How an error names its message, which the table's other columns do."""
 _DONE = {"requeue": "requeued", "discard": "discarded", "prune": "deleted"}
 
 
@@ -134,6 +131,9 @@ class _Operation:
         retrying = f", {stats.retrying:,} of them failed before" if stats.retrying else ""
         dead = f", the oldest for {age(stats.oldest_dead)}" if stats.oldest_dead is not None else ""
         self.screen.say(f"  waiting  {stats.waiting:,}{oldest}{retrying}")
+        if set(stats.brokers) - {"default"}:
+            for alias, count in stats.brokers.items():
+                self.screen.say(f"           {count:,} for broker {_clean(alias)!r}")
         self.screen.say(f"  dead     {stats.dead:,}{dead}", "bad" if stats.dead else "")
         if stats.sent:
             self.screen.say(f"  sent     {stats.sent:,}, kept")
@@ -226,8 +226,11 @@ class _Operation:
             if other not in self.selection.states:
                 count = await _asked(store, store.count(replace(self.selection, states=(other,))))
                 if count:
-                    others.append(f"{count:,} {'is' if count == 1 else 'are'} {other.name.lower()}")
+                    others.append(f"{_are(count)} {other.name.lower()}")
         hint = f"; {' and '.join(others)} (--state)" if others else ""
+        rest = await _asked(store, store.count(Selection(states=self.selection.states)))
+        if rest:
+            hint += f"; {rest:,} other {'event is' if rest == 1 else 'events are'} {states}"
         return f"none is {states}{hint}"
 
     def _print_changes(
@@ -276,6 +279,7 @@ def _stats_fields(stats: Stats) -> dict[str, Any]:
         "sent": stats.sent,
         "oldest_seconds": stats.oldest,
         "oldest_dead_seconds": stats.oldest_dead,
+        "brokers": stats.brokers,
         "relays": stats.relays,
         "heartbeat_seconds": stats.heartbeat,
     }
@@ -309,13 +313,17 @@ def _cells(row: Row) -> tuple[str, ...]:
         _clean(row.type),
         _clean(to),
         _clean(row.ordering_key or ""),
-        _clean(_NAMED.sub("", row.last_error or "")),
+        _clean(row.last_error or ""),
     )
 
 
 def _clean(text: str) -> str:
     """On one line, and nothing that a terminal would obey."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _are(count: int) -> str:
+    return f"{count:,} {'is' if count == 1 else 'are'}"
 
 
 def _events(count: int) -> str:

@@ -183,6 +183,8 @@ def message_of(record: Record, codec: Codec | None = None) -> Message:
             if codec is None:
                 raise ValueError("no codec")
             payload = codec.decode(payload)
+            if not isinstance(payload, bytes):  # None would be a tombstone, which deletes.
+                raise TypeError("the codec gave no bytes")
     except DispytchError:
         raise
     except Exception as exc:
@@ -223,10 +225,17 @@ def _stored(message: Message, what: str, values: Mapping[str, Any]) -> str:
     if not values:
         return "{}"
     try:
-        return _dump({name: _tagged(value) for name, value in values.items()})
-    except (TypeError, ValueError) as exc:
+        text = _dump({name: _tagged(value) for name, value in values.items()})
+        # Half a surrogate pair, deep nesting, a number of thousands of digits: not all that is written can be read.
+        if "\\ud" in text or text.count("[") + text.count("{") > _NESTING or len(text) > _DIGITS:
+            _loaded(text)
+        return text
+    except (RecursionError, TypeError, ValueError) as exc:
         raise HeaderError(f"{message.type}: a {what} cannot be stored in the outbox: {exc}") from exc
 
+
+_NESTING, _DIGITS = 64, 4000
+"""From here on what is stored is read once, to see that it can be."""
 
 _dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 

@@ -3,7 +3,8 @@
 One loop reads the oldest rows of the shards it has leases on, hands them to the producers, and deletes what was
 confirmed. While one batch is on its way the next one is read. No transaction is open meanwhile.
 
-    held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try
+    held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try;
+                    which lanes these are is asked of the store while there are any
     outage          the broker does not answer: no attempt is counted, its rows are left alone until it does
     suspect         it answers, but the connection broke: what was under way travels apart (_suspects.py)
     dead            refused for good, or `max_attempts` times: its lane goes on without it
@@ -29,15 +30,18 @@ from dispytch_integrations.errors import (
     DispytchError,
     NotAttemptedError,
     PermanentFailure,
+    ProducerTimeout,
     SerializationError,
 )
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox._suspects import Suspects, Verdict, hints_at_outage
+from dispytch_integrations.outbox._words import extra, first_line, told
 from dispytch_integrations.outbox.leases import Leases
-from dispytch_integrations.outbox.record import ENCODED, FORMAT, Codec, Record, message_of
+from dispytch_integrations.outbox.options import RelayOptions, needed_time
+from dispytch_integrations.outbox.record import ENCODED, FORMAT, Record, message_of
 from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Selection, State, Waiting
 
-__all__ = ["Counts", "Relay", "RelayOptions"]
+__all__ = ["Counts", "Relay"]
 
 logger = logging.getLogger("dispytch_integrations.outbox")
 
@@ -52,48 +56,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _FIRST_POLL = 0.02
 _FIRST, _RETRY, _SUSPECT = range(3)
 """What travels together: first attempts; later ones; those of which one may break the connection."""
+_SETTLED_AT_ONCE = 500
+"""Failures noted by one call: what it has noted stays noted, and leases are renewed in between."""
+_HELD_UP_SECONDS = 1.0
+"""How often the store is asked which lanes are held up."""
+_GRACE = 1.0
+"""Seconds beyond its timeout after which a delivery is cut that does not end."""
 _FOREIGN_SECONDS = 60.0
 """How often rows are counted that are not for this relay, and what has expired is deleted."""
-_ERROR_LENGTH = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayOptions:
-    """How a relay works.
-
-    `batch_size`: rows read and sent at once. `lease`: seconds a shard stays this relay's without being renewed: what a
-    killed relay held goes on after that time. `poll_interval`: seconds between two looks when nothing happens and
-    nobody wakes it, at most; it begins shorter. `max_attempts`: after as many failures a message is dead.
-    `backoff`, `max_backoff`: seconds before the second attempt, doubled each time up to the latter, ±25 %.
-    `keep_sent`: seconds a sent row stays in the table; None: it is deleted at once. `keep_dead`: seconds after which
-    dead rows are deleted; None: never. `codec`: that of the writers. `notify`: PostgreSQL wakes the relay at each
-    commit, over a connection of its own; it serializes commits, so a busy database does better without.
-    """
-
-    batch_size: int = 2000
-    lease: float = 10.0
-    poll_interval: float = 1.0
-    max_attempts: int = 10
-    backoff: float = 1.0
-    max_backoff: float = 300.0
-    keep_sent: float | None = None
-    keep_dead: float | None = None
-    codec: Codec | None = None
-    notify: bool = False
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)!r}; it must be above 0"
-            for name in ("batch_size", "lease", "poll_interval", "max_attempts", "backoff", "max_backoff")
-            if not getattr(self, name) > 0
-        ]
-        problems += [
-            f"{name} is {getattr(self, name)!r}; it must be 0 or more seconds, or None"
-            for name in ("keep_sent", "keep_dead")
-            if getattr(self, name) is not None and getattr(self, name) < 0
-        ]
-        if problems:
-            raise ConfigurationError(problems)
 
 
 @dataclass(slots=True)
@@ -154,20 +124,23 @@ class Relay:
         self._format = FORMAT if self.options.codec is None else ENCODED
         self._brokers = brokers
         self._on_beat = on_beat
-        self._need = _needed_time(brokers, self.options)
+        self._need = needed_time(brokers, self.options)
         self._leases = Leases(store, self.name, self.options.lease)
         self._pending: list[tuple[Record, Message]] = []
         self._deliveries: set[_Delivery] = set()
         self._sent: list[int] = []
         self._failed: list[Failure] = []
         self._held_ids: set[int] = set()  # pending, under way, or confirmed and not yet deleted
-        self._blocked: dict[int, float] = {}  # lane: when it may go on, on the monotonic clock
+        self._blocked: dict[int, float] = {}  # lane: until when it is left alone, on the monotonic clock
+        self._held_up: frozenset[int] = frozenset()  # lanes, as the store has told
+        self._next_held_up: float | None = 0.0  # when it is asked again; None: there was none, and nothing has failed
         self._outages: dict[str, asyncio.Task[None]] = {}
         self._suspects = Suspects(self._need * 2)
         self._told: Waiting | None = None
         self._next_housekeeping = 0.0
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self._woken = asyncio.Event()
         self._over = asyncio.Event()  # what runs beside the loop ends
 
@@ -176,7 +149,7 @@ class Relay:
     def wake(self) -> None:
         """There is something to relay: look now. From any thread; harmless when the relay does not run."""
         loop = self._loop
-        if loop is None:
+        if loop is None or self._pid != os.getpid():  # A forked child has a copy of the loop, which never runs.
             return
         try:
             if asyncio.get_running_loop() is loop:
@@ -223,7 +196,8 @@ class Relay:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def _run(self, *, until_empty: bool) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._pid, self._over = asyncio.get_running_loop(), os.getpid(), asyncio.Event()
+        self._next_held_up = 0.0
         self._woken = asyncio.Event()
         self._outages.clear()
         try:
@@ -332,7 +306,8 @@ class Relay:
                 self._collect()
                 self._forget_lost()
                 self._start_pending()
-                await self._in_time(self._settle())
+                await self._settle()
+                await self._look_for_held_up()
                 found, room = await self._in_time(self._fetch())
                 await self._in_time(self._give_away())
                 await self._in_time(self._keep_house())
@@ -363,6 +338,8 @@ class Relay:
         limit = poll if not self._deliveries else min(max(poll, 0.05), _SLOW)
         if self._blocked:
             limit = min(limit, max(min(self._blocked.values()) - now, 0.001))
+        if self._next_held_up is not None:
+            limit = min(limit, max(self._next_held_up - now, 0.001))
         waking = asyncio.ensure_future(self._woken.wait())
         try:
             await asyncio.wait({*tasks, waking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -381,6 +358,25 @@ class Relay:
             pass
 
     # -- rows ----------------------------------------------------------------------------------------------------
+
+    def _expect_held_up(self) -> None:
+        if self._next_held_up is None:
+            self._next_held_up = time.monotonic() + _HELD_UP_SECONDS
+
+    async def _look_for_held_up(self) -> None:
+        """Ask which lanes wait for a next try: at the start, when shards have come, and while there are any.
+
+        What is read tells as well: this is only so that thousands of them do not fill each batch.
+        """
+        now = time.monotonic()
+        if self._next_held_up is None or now < self._next_held_up:
+            return
+        told = await self._in_time(self.store.held_up(sorted(self._leases.held)))
+        took = time.monotonic() - now
+        self._held_up = frozenset(told.lanes)
+        pause = 0.0 if told.seconds is None else min(max(told.seconds, 0.001), _HELD_UP_SECONDS)
+        # Of a hundred thousand lanes the question takes long, and is not to be all that is done.
+        self._next_held_up = None if told.seconds is None else now + took + max(pause, 5 * took)
 
     async def _fetch(self) -> tuple[int, int]:
         """Read the next rows; return how many came, and for how many there was room."""
@@ -408,7 +404,7 @@ class Relay:
             format=self._format,
             limit=room,
             not_ids=sorted(self._held_ids),
-            not_lanes=sorted(slow.union(self._blocked)),
+            not_lanes=sorted(self._held_up.union(slow, self._blocked)),
         )
         fetched = await self.store.fetch(query)
         self.last_error = None
@@ -418,6 +414,7 @@ class Relay:
                 continue
             if record.next_try_ms > fetched.now_ms:
                 self._block(record, (record.next_try_ms - fetched.now_ms) / 1000)
+                self._expect_held_up()
                 continue
             try:
                 message = message_of(record, self.options.codec)
@@ -486,7 +483,11 @@ class Relay:
     async def _deliver(self, delivery: _Delivery) -> None:
         broker = self._brokers[delivery.alias]
         try:
-            delivery.outcomes = await broker.deliver_in_order(delivery.messages)
+            async with asyncio.timeout(self._need + _GRACE):
+                delivery.outcomes = await broker.deliver_in_order(delivery.messages)
+        except TimeoutError:
+            told = f"the producer did not return within {self._need + _GRACE:g} s, which is beyond its timeout"
+            delivery.outcomes = [ProducerTimeout(told)] * len(delivery.messages)
         except Exception as exc:
             # What hinders all of them: a client that is closed, or a bug of a producer.
             delivery.outcomes = [exc] * len(delivery.messages)
@@ -534,28 +535,31 @@ class Relay:
         if isinstance(error, PermanentFailure) or attempts >= self.options.max_attempts:
             self._give_up(record, error)
             return
-        delay = min(self.options.backoff * 2 ** (attempts - 1), self.options.max_backoff) * random.uniform(0.75, 1.25)
+        doubled = self.options.backoff * 2.0 ** min(attempts - 1, 1000)  # More no float can hold.
+        delay = min(doubled, self.options.max_backoff) * random.uniform(0.75, 1.25)
         logger.warning(
             "%s (id %s, to %s:%s) was not delivered, attempt %d of %d, next one in %.1f s: %s",
             *(record.type, record.event_id, record.broker, record.destination),
-            *(attempts, self.options.max_attempts, delay, _told(error)),
-            extra=_extra(record),
+            *(attempts, self.options.max_attempts, delay, told(error)),
+            extra=extra(record),
         )
         if record.ordering_key is not None:  # What is a lane of its own waits in the table alone.
             self._block(record, delay)
+            self._expect_held_up()
         self._forget_lane(record.lane)
-        self._failed.append(Failure(record.id, attempts, delay, _told(error)))
+        self._failed.append(Failure(record.id, attempts, delay, told(error)))
 
     def _give_up(self, record: Record, error: Exception) -> None:
         self.counts.dead += 1
         self._suspects.clear(record.id)
         self._held_ids.add(record.id)
         logger.error(
-            "%s (id %s, to %s:%s) is dead after %d attempts: %s; see `outbox requeue` and `outbox discard`",
-            *(record.type, record.event_id, record.broker, record.destination, record.attempts + 1, _told(error)),
-            extra=_extra(record),
+            "%s (id %s, to %s:%s) is dead after %s: %s; see `outbox requeue` and `outbox discard`",
+            *(record.type, record.event_id, record.broker, record.destination),
+            *("one attempt" if record.attempts == 0 else f"{record.attempts + 1} attempts", told(error)),
+            extra=extra(record),
         )
-        self._failed.append(Failure(record.id, record.attempts + 1, None, _told(error)))
+        self._failed.append(Failure(record.id, record.attempts + 1, None, told(error)))
 
     def _block(self, record: Record, seconds: float) -> None:
         """Leave a lane alone; after a while it is looked at again, since somebody may have requeued it."""
@@ -567,6 +571,8 @@ class Relay:
 
     def _forget_lost(self) -> None:
         new, held = self._leases.take_new(), self._leases.held
+        if new:
+            self._next_held_up = 0.0
         self._forget(lambda record: record.shard not in held or record.shard in new)
 
     def _forget(self, wanted: Callable[[Record], bool]) -> None:
@@ -579,17 +585,16 @@ class Relay:
             self._pending = kept
 
     async def _settle(self) -> None:
-        if not self._sent and not self._failed:
-            return
-        sent, failed = self._sent, self._failed
         action: Literal["delete", "keep"] = "delete" if self.options.keep_sent is None else "keep"
-        # Kept until the database has done it: what it does not do is neither read again nor forgotten.
-        await self.store.settle(sent, failed, action)
-        self._sent, self._failed = self._sent[len(sent) :], self._failed[len(failed) :]
-        self.counts.sent += len(sent)
-        self.counts.settles += 1
-        self._held_ids.difference_update(sent)
-        self._held_ids.difference_update(failure.id for failure in failed)
+        while self._sent or self._failed:
+            sent, failed = self._sent, self._failed[:_SETTLED_AT_ONCE]
+            # Kept until the database has done it: what it does not do is neither read again nor forgotten.
+            await self._in_time(self.store.settle(sent, failed, action))
+            self._sent, self._failed = self._sent[len(sent) :], self._failed[len(failed) :]
+            self.counts.sent += len(sent)
+            self.counts.settles += 1
+            self._held_ids.difference_update(sent)
+            self._held_ids.difference_update(failure.id for failure in failed)
 
     # -- outages -------------------------------------------------------------------------------------------------
 
@@ -606,7 +611,9 @@ class Relay:
         if alias in self._outages:
             return
         error = next(error for error in outcomes if hints_at_outage(error))
-        logger.warning("broker %r does not answer; its events wait in the outbox: %s", alias, _told(error))
+        logger.warning(
+            "broker %r does not answer; its events wait in the outbox: %s", alias, told(error), extra={"broker": alias}
+        )
         self._forget(lambda record: record.broker == alias)
         self._outages[alias] = asyncio.create_task(self._await_broker(alias), name=f"dispytch relay waits for {alias}")
 
@@ -620,7 +627,7 @@ class Relay:
             except Exception:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
-                logger.info("broker %r answers again", alias)
+                logger.info("broker %r answers again", alias, extra={"broker": alias})
                 break
         self._outages.pop(alias, None)
         self._woken.set()
@@ -686,18 +693,15 @@ class Relay:
         busy = self._busy_shards() if any(not each.task.done() for each in self._deliveries) else frozenset[int]()
         self._collect()
         try:
-            await self._in_time(self._settled_and_released(busy))
+            await self._settle()
+            await self._in_time(self._leases.release(busy))
         except Exception as exc:
             logger.warning(
                 "the relay could not give its leases back; they end in %.0f s: %s",
-                *(self.options.lease, f"{type(exc).__name__}: {_first_line(exc)}"),
+                *(self.options.lease, f"{type(exc).__name__}: {first_line(exc)}"),
             )
         finally:
             await self._close()
-
-    async def _settled_and_released(self, busy: frozenset[int]) -> None:
-        await self._settle()
-        await self._leases.release(busy)
 
     async def _close(self) -> None:
         try:
@@ -706,57 +710,13 @@ class Relay:
             logger.debug("the outbox's connection did not close: %s", type(exc).__name__)
 
     def _note_database(self, error: Exception) -> None:
-        told = _told(error) if isinstance(error, DispytchError) else f"{type(error).__name__}: {_first_line(error)}"
+        text = told(error) if isinstance(error, DispytchError) else f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, TimeoutError) and not str(error):
-            told = f"no answer within {self.options.lease:g} s"
-        if told != self.last_error:
-            logger.warning("the outbox in %s does not answer; trying again: %s", self.store.address, told)
-        self.last_error = told
+            text = f"no answer within {self.options.lease:g} s"
+        if text != self.last_error:
+            logger.warning("the outbox in %s does not answer; trying again: %s", self.store.address, text)
+        self.last_error = text
 
 
 def _by_id(item: tuple[Record, Message]) -> int:
     return item[0].id
-
-
-def _told(error: Exception | None) -> str:
-    """What happened, for logs and `last_error`: other people's errors may repeat a payload, so their type alone."""
-    if isinstance(error, DispytchError):
-        return str(error)[:_ERROR_LENGTH]
-    return type(error).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:_ERROR_LENGTH]
-
-
-def _extra(record: Record) -> dict[str, Any]:
-    return {
-        "event_type": record.type,
-        "event_id": record.event_id,
-        "broker": record.broker,
-        "destination": record.destination,
-    }
-
-
-def _needed_time(brokers: Mapping[str, Broker], options: RelayOptions) -> float:
-    """Seconds that a lease must last when a delivery begins. Raises ConfigurationError when it never does."""
-    longest = 0.0
-    for alias, broker in brokers.items():
-        if broker.timeout is None:
-            raise ConfigurationError(
-                f"broker {alias!r} has timeout=None, and a relay must know when a delivery is over: a lease lasts "
-                f"{options.lease:g} s; give it a timeout"
-            )
-        longest = max(longest, broker.timeout)
-    left = options.lease * 0.75  # renewed each quarter
-    if longest > left:
-        raise ConfigurationError(
-            f"a timeout of {longest:g} s does not fit into a lease of {options.lease:g} s, which is renewed each "
-            f"{options.lease / 4:g} s: the relay could never send; write lease={longest * 2:g}, or a shorter timeout"
-        )
-    if longest > options.lease / 2:
-        logger.warning(
-            "a timeout of %g s leaves little of a lease of %g s: a slow database stops the relay; write lease=%g",
-            *(longest, options.lease, longest * 2),
-        )
-    return longest

@@ -23,9 +23,11 @@ from pathlib import Path
 from dispytch_integrations._broker import Broker
 from dispytch_integrations.brokers import Brokers
 from dispytch_integrations.errors import ConfigurationError
+from dispytch_integrations.outbox._counted import counted
 from dispytch_integrations.outbox._signals import on_signals
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import SHARDS
-from dispytch_integrations.outbox.relay import Counts, Relay, RelayOptions
+from dispytch_integrations.outbox.relay import Counts, Relay
 from dispytch_integrations.outbox.store import OutboxStore, Selection, State, Stats
 
 __all__ = ["AWAY", "DONE", "LEFT", "WRONG", "DatabaseAwayError", "Progress", "Runner"]
@@ -396,11 +398,13 @@ class Runner:
                 started = time.monotonic()
                 try:
                     async with asyncio.timeout(_COUNTING):
-                        self._stats[name] = await store.stats()
+                        self._stats[name] = counted[name] = await store.stats()
                 except Exception:
                     self._stats[name] = None  # The relay tells why.
+                    counted.pop(name, None)
                 await asyncio.sleep(max(self.every, (time.monotonic() - started) * _SHARE))
         finally:
+            counted.pop(name, None)
             with suppress(Exception):  # The database is gone, and so is the connection.
                 async with asyncio.timeout(1.0):
                     await store.close()

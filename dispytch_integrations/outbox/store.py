@@ -1,6 +1,6 @@
 """What a database must implement to hold an outbox; third parties may add one.
 
-`tests/outbox_contract.py` of the source distribution holds the tests that every store passes. A store over a
+`dispytch_integrations.testing.outbox_contract` holds the tests that every store passes. A store over a
 synchronous driver runs it on a `dispytch_integrations.outbox.threads.OneThread`.
 
 Times are the database's: a relay whose clock is wrong must not take another one's lease.
@@ -18,6 +18,7 @@ from dispytch_integrations.outbox.record import Record
 __all__ = [
     "Failure",
     "Fetched",
+    "HeldUp",
     "Lease",
     "OutboxStore",
     "Query",
@@ -79,6 +80,17 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldUp:
+    """Lanes that wait for the next try of a message that has failed; those of messages without a key are not told.
+
+    `seconds`: until the first of them may go on; None: there are none.
+    """
+
+    lanes: Sequence[int]
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A row that was not delivered. `attempts`: how many count so far; `delay`: seconds until the next one, None: it is
     dead; `error`: what happened, without payload or secrets, at most 500 characters.
@@ -112,6 +124,8 @@ class Stats:
     oldest: float | None
     """Age of the oldest waiting row."""
     oldest_dead: float | None
+    brokers: dict[str, int] = field(default_factory=dict[str, int])
+    """How many wait for which broker, by its alias."""
     relays: dict[str, int] = field(default_factory=dict[str, int])
     """Those whose lease has not ended."""
     heartbeat: float | None = None
@@ -190,8 +204,16 @@ class OutboxStore(Protocol):
         """The oldest waiting rows, all as of one moment, in the order of their ids. Locks nothing."""
         ...
 
+    async def held_up(self, shards: Sequence[int]) -> HeldUp:
+        """Which lanes of these shards wait for a next try. Asked now and then, while there are any: thousands of them
+        would fill every batch."""
+        ...
+
     async def settle(self, sent: Sequence[int], failed: Sequence[Failure], action: Literal["delete", "keep"]) -> None:
-        """Delete what was sent, or keep it as State.SENT; note what failed. Rows that are gone do not matter."""
+        """Delete what was sent, or keep it as State.SENT; note what failed. Rows that are gone do not matter.
+
+        Must not wait for rows of transactions that are still open.
+        """
         ...
 
     async def waiting(self, brokers: Sequence[str], format: int) -> Waiting:

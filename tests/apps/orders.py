@@ -9,7 +9,7 @@ from fastapi import BackgroundTasks, FastAPI
 
 from dispytch_integrations import EventBase
 from dispytch_integrations.events import EventRoute
-from dispytch_integrations.fastapi import BlockingEmitterDep, EmitterDep, emitter_lifespan
+from dispytch_integrations.fastapi import BlockingEmitterDep, EmitterDep, emitter_lifespan, health_router
 from dispytch_integrations.redis import RedisStreamEventRoute
 from dispytch_integrations.starlette import EmitterMiddleware, get_emitter
 
@@ -35,6 +35,9 @@ class OrderPlaced(EventBase):
 
 
 app = FastAPI(lifespan=emitter_lifespan(url, startup_timeout=float(os.environ.get("TEST_STARTUP_TIMEOUT", "10"))))
+
+app.include_router(health_router())
+app.include_router(health_router("/strict", ready_on="broker", timeout=0.5))
 
 
 @app.post("/awaited/{number}")

@@ -102,6 +102,28 @@ def test_events_go_out_after_the_commit_in_their_order() -> None:
     assert numbers() == list(range(50))
 
 
+def test_in_memory_they_are_there_when_the_commit_returns() -> None:
+    """A test that commits and looks needs no waiting, and cannot fail now and then; receivers have run, too."""
+    producer: Any = get_emitter().producers["default"]
+    told: list[int] = []
+
+    def tell(event: Placed, **kwargs: Any) -> None:
+        told.append(event.number)
+
+    event_emitted.connect(tell)
+    try:
+        for number in range(0, 100, 2):
+            with transaction.atomic():
+                emit_on_commit(placed(number))
+                assert len(producer.sent) == number
+            assert len(producer.sent) == len(told) == number + 1
+            emit_on_commit(placed(number + 1))
+            assert len(producer.sent) == len(told) == number + 2
+    finally:
+        event_emitted.disconnect(tell)
+    assert told == list(range(100))
+
+
 @pytest.mark.parametrize("kind", ["redis", "kafka", "rabbitmq"])
 def test_they_arrive_in_their_order_at_a_broker_that_is_connected_by_them(
     request: pytest.FixtureRequest, unique: str, kind: str
@@ -788,6 +810,21 @@ class TestInATestCase(EmittedEventsMixin, TestCase):
     """A TestCase is one transaction that is never committed."""
 
     databases = {"default", "archive"}
+
+    def test_what_raises_outside_of_a_test_raises_in_it(self) -> None:
+        """The TestCase's own transactions do not hide that the code opens none, or another database's."""
+        with pytest.raises(TransactionError, match="no transaction is open, and one is required"):
+            emit_on_commit(placed(1), require_transaction=True)
+        with override_settings(DISPYTCH_REQUIRE_TRANSACTION=True), pytest.raises(TransactionError):
+            emit_on_commit(placed(2))
+        with transaction.atomic(using="archive"):
+            with pytest.raises(TransactionError, match="'default', but on 'archive'"):
+                emit_on_commit(placed(3), using="default")
+            emit_on_commit(placed(4), require_transaction=True)
+            emit_on_commit(placed(5), using="archive")
+        self.emitted_events.assert_pending(Placed, number=4)
+        self.emitted_events.assert_pending(Placed, number=5)
+        assert len(self.emitted_events.pending) == 2
 
     def test_what_waits_is_captured(self) -> None:
         """captureOnCommitCallbacks(execute=True) is Django's way to run what waits, and it is enough."""

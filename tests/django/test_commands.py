@@ -20,7 +20,7 @@ from pytest_django import Settings
 from dispytch_integrations import EventBase
 from dispytch_integrations.django import _events, get_emitter
 from dispytch_integrations.django._connections import connections
-from dispytch_integrations.django.management.commands import dispytch as commands
+from dispytch_integrations.django.management import _brokers as commands
 from dispytch_integrations.kafka import KafkaEventConfig, KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
@@ -115,14 +115,17 @@ def test_check_says_of_each_broker_whether_it_can_be_used(
     settings.DISPYTCH = {"redis": redis_url, "kafka": kafka_url, "rabbit": rabbitmq_url, "memory": "memory://"}
     table = rows(run("check", "--timeout", "20"))
     assert {alias: cells[1] for alias, cells in table.items()} == dict.fromkeys(settings.DISPYTCH, "up")
-    assert all(cells[2].endswith(" ms") for cells in table.values())
+    assert all(cells[3].endswith(" ms") for cells in table.values())
+    assert table["rabbit"][2].startswith("RabbitMQ ")
+    assert table["redis"][2].startswith(("Redis ", "Valkey "))
+    assert table["kafka"][4].endswith("tells no version")
 
     settings.DISPYTCH = {"redis": redis_url, "dead": {"URL": dead, "REQUIRED": False}}
     printed, error = failing("check", "--timeout", "0.5")
     table = rows(printed)
     assert (table["redis"][1], table["dead"][1]) == ("up", "down")
     assert "127.0.0.1" in table["dead"][0]
-    assert table["dead"][-1].startswith("does not answer")
+    assert "\ndead: does not answer" in printed
     assert str(error) == "1 of 2 brokers cannot be used: dead."
     assert error.returncode == 1
     assert "hunter2" not in f"{printed} {error}"
@@ -130,8 +133,9 @@ def test_check_says_of_each_broker_whether_it_can_be_used(
 
 def rows(printed: str) -> dict[str, list[str]]:
     """A printed table: by its first cell the others."""
-    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in printed.splitlines()]
-    assert lines[0] == ["alias", "broker", "state", "answered in", "what is wrong"]
+    told = printed.partition("\n\n")[0]
+    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in told.splitlines()]
+    assert lines[0][:3] == ["alias", "broker", "state"]
     return {cells[0]: cells[1:] for cells in lines[1:]}
 
 
@@ -179,15 +183,15 @@ def test_check_tells_what_a_function_gives(settings: Settings) -> None:
     settings.DISPYTCH = {"default": {"URL": lambda: "kafak://h"}, "two": "memory://"}
     printed, _ = failing("check")
     table = rows(printed)
-    assert table["default"][0] == "down"
-    assert "nobody serves kafak" in table["default"][1]
+    assert table["default"] == ["?", "wrong"]
+    assert "default: nobody serves kafak" in printed
     assert table["two"][1] == "up"
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_a_timeout_is_a_number_above_0(seconds: str) -> None:
     """Otherwise each broker would be called down, with a reason that is not the broker's."""
-    with pytest.raises(CommandError, match=r"--timeout: .* is no number of seconds above 0"):
+    with pytest.raises(CommandError, match=r"--timeout: .*(no duration|above 0 seconds)"):
         run("check", "--timeout", seconds)
 
 
@@ -230,8 +234,9 @@ def test_a_dry_run_shows_the_message_and_connects_to_nothing(settings: Settings,
     ).splitlines()
     assert " would go to 'shipments.acme'" in printed[0]
     assert ["key", "7"] in cells(printed)
-    headers = json.loads(next(line for line in cells(printed) if line[0] == "headers")[1])
-    assert (headers["ce_type"], headers["who"]) == ("commands.shipped", "me")
+    headers = [line[-1] for line in cells(printed)]
+    assert "ce_type: commands.shipped" in headers
+    assert "who: me" in headers
     assert connections.session is None
 
 
@@ -259,7 +264,7 @@ def test_bad_input_is_told_and_nothing_is_sent(arguments: list[str], expected: s
     for options in ([], ["--dry-run"]):
         _, error = failing("emit", *arguments, *options)
         assert expected in str(error)
-        assert error.returncode == 1
+        assert error.returncode == (1 if "--header takes" in expected else 2)  # Of argparse Django makes 1.
     assert sent() == []
 
 
@@ -295,10 +300,10 @@ def test_what_no_broker_of_the_project_takes_is_told() -> None:
 def test_what_the_broker_refuses_is_told(settings: Settings, rabbitmq_url: str, unique: str, dead: str) -> None:
     """An event that no queue takes was not sent, and neither was one without a broker."""
     settings.DISPYTCH = {"default": rabbitmq_url}
-    _, error = failing("emit", "Routed", json.dumps({"key": unique}))
+    _, error = failing("emit", f"{__name__}.Routed", json.dumps({"key": unique}))
     assert unique in str(error)
     settings.DISPYTCH = {"default": {"URL": dead, "TIMEOUT": 0.3}}
-    _, error = failing("emit", "Streamed", json.dumps({"stream": unique}))
+    _, error = failing("emit", f"{__name__}.Streamed", json.dumps({"stream": unique}))
     assert "hunter2" not in str(error)
     assert error.returncode == 1
 

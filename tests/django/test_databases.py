@@ -484,11 +484,11 @@ def test_receivers_leave_no_connection_open() -> None:
         customers()
         names.add(threading.current_thread().name)
 
+    customers()
+    before = open_connections()
     event_emitted.connect(look)
     try:
-        order(1)
-        before = open_connections()
-        for number in range(2, 12):
+        for number in range(1, 12):
             order(number)
         assert flush_events(SECONDS)
         end = time.monotonic() + SECONDS

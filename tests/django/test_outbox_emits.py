@@ -29,10 +29,10 @@ from dispytch_integrations.django.lifecycle import close_brokers, open_brokers
 from dispytch_integrations.django.outbox import checks as outbox_checks
 from dispytch_integrations.django.outbox import conf
 from dispytch_integrations.django.signals import event_emitted
-from dispytch_integrations.django.testing import emitted_events, relay_outbox
+from dispytch_integrations.django.testing import capture_events, relay_outbox
 from dispytch_integrations.errors import NotStartedError, RouteError
 from dispytch_integrations.outbox import relay
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
 from tests.django.project.shop.events import OrderPlaced
 from tests.django.project.shop.models import Order, Tag
 from tests.django.test_outbox_commands import APPS, in_django
@@ -158,7 +158,7 @@ def test_a_missing_table_says_migrate(database: Database) -> None:
 
 def test_one_call_may_go_without_the_outbox(database: Database) -> None:
     """outbox=False sends after the commit, in this process."""
-    with project(DIRECT_EMITS=True), emitted_events() as events:
+    with project(DIRECT_EMITS=True), capture_events() as events:
         with transaction.atomic(using="orders"):
             emit_on_commit(OrderPlaced(number=1), outbox=False)
             assert events.emitted == []
@@ -277,7 +277,7 @@ def test_an_embedded_relay_is_woken_by_the_commit(database: Database, monkeypatc
 
 def test_tests_relay_over_their_own_connection(database: Database) -> None:
     """Inside a transaction that is never committed, as a TestCase's: the rows are seen, sent, and gone."""
-    with emitted_events() as events, suppress(Undone), transaction.atomic(using="orders"):
+    with capture_events() as events, suppress(Undone), transaction.atomic(using="orders"):
         emit_on_commit([OrderPlaced(number=1), OrderPlaced(number=2)])
         assert [event.number for event in events.pending if isinstance(event, OrderPlaced)] == [1, 2]
         assert relay_outbox() == 2

@@ -156,7 +156,7 @@ def test_a_codec_is_named_by_its_path(codec: Any) -> None:
 @pytest.mark.parametrize(
     ("codec", "told"),
     [
-        ("shop.codec", "'shop.codec' cannot be imported: ModuleNotFoundError"),
+        ("no_such_shop.codec", "'no_such_shop.codec' cannot be imported: ModuleNotFoundError"),
         (f"{__name__}.Reverse", "cannot be imported: ImportError"),
         (f"{__name__}.HalfACodec", "is a HalfACodec, which does not have both encode and decode"),
         (f"{__name__}.Broken", "Broken() raised LookupError"),

@@ -136,6 +136,28 @@ def test_ours_alone_may_stand_in_options_too() -> None:
     assert isinstance(found.specs["default"].options.hooks[0], Mark)
 
 
+def test_an_option_that_is_given_twice_is_refused() -> None:
+    """One of the two would count for nothing."""
+    (problem,) = read({"default": {"URL": "redis://h", "TIMEOUT": 2, "OPTIONS": {"timeout": 3}}}).problems
+    assert (problem.id, problem.message) == (
+        "dispytch.E003",
+        "DISPYTCH['default'] has 'TIMEOUT' and OPTIONS['timeout']; leave one of them out.",
+    )
+
+
+@pytest.mark.parametrize("transport", ["", "kafka", "rabbitmq"])
+def test_the_url_alone_is_another_one_in_a_test(transport: str) -> None:
+    """What is there for the real broker has no effect on memory://, and is no error."""
+    given: dict[str, Any] = {"URL": f"memory://{transport}", "TIMEOUT": 2, "OPTIONS": {"timeout": 7}}
+    if transport != "rabbitmq":
+        given |= {"TOPICS": ["orders"], "SASL_MECHANISM": "PLAIN", "OPTIONS": {"acks": "all", "linger_ms": 5}}
+    found = read({"default": given})
+    assert found.problems == ()
+    assert found.specs["default"].options.timeout == 2
+    (problem,) = read({"default": {**given, "OPTIONS": {"ackss": "all"}}}).problems
+    assert "ackss" in problem.message
+
+
 @pytest.mark.parametrize(
     "url", ["memory://", BrokerURL.parse("memory://"), lambda: "memory://", "memory://?timeout=3"],
     ids=["text", "BrokerURL", "function", "with a query"],
@@ -242,7 +264,7 @@ def test_none_as_timeout_waits_without_end() -> None:
         ({"URL": "memory://", "OPTION": {}}, "E002", "Did you mean 'OPTIONS'?"),
         ({"URL": "memory://", "timeout": 2}, "E002", "Keys are in upper case: 'TIMEOUT'."),
         ({"url": "memory://"}, "E002", "Keys are in upper case: 'URL'."),
-        ({"URL": "memory://", "EXCHANGES": []}, "E002", "'OPTIONS'; ours are"),
+        ({"URL": "redis://h", "EXCHANGES": []}, "E002", "'OPTIONS'; ours are"),
         ({"URL": "memory://", 3: 4}, "E002", "unknown key 3"),
         ({"URL": "redis://h", "socket_timeout": 2}, "E002", "write 'OPTIONS': {'socket_timeout': ...}"),
         ({"URL": "redis://h", "SOCKET_TIMEOUT": 2}, "E002", "write 'OPTIONS': {'socket_timeout': ...}"),
@@ -280,8 +302,8 @@ def test_a_mistake_is_told_once_with_what_to_write(broker: Any, id: str, expecte
 
 def test_a_value_that_may_be_of_several_kinds_is_told_under_its_key() -> None:
     """What pydantic calls the branches of a union is no name that stands in the settings."""
-    found = problems({"URL": "memory://", "ON_TIMEOUT": 3})
-    assert [text.partition(": ")[0] for _, text in found] == ["DISPYTCH['default']['ON_TIMEOUT']"] * 2
+    found = problems({"URL": "memory://", "CLOUDEVENTS": []})
+    assert [text.partition(": ")[0] for _, text in found] == ["DISPYTCH['default']['CLOUDEVENTS']"] * 2
 
 
 @pytest.mark.parametrize(

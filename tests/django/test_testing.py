@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import Client, SimpleTestCase, TestCase, TransactionTestCase, override_settings
 from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
@@ -29,7 +29,7 @@ from dispytch_integrations.django.testing import (
     override_brokers,
 )
 from dispytch_integrations.django.testing import (
-    emitted_events as collecting,
+    capture_events as collecting,
 )
 from dispytch_integrations.errors import RouteError
 from dispytch_integrations.hooks import Hook
@@ -202,7 +202,12 @@ def test_rolled_back_transactions_are_seen(emitted_events: EmittedEvents) -> Non
     fail()
     assert emitted_events.rolled_back == [OrderPlaced(number=1)]
     emitted_events.clear()
-    thread = threading.Thread(target=fail)
+
+    def fail_in_thread() -> None:
+        fail()
+        connection.connection.close()  # Django's own close() leaves a database in memory open.
+
+    thread = threading.Thread(target=fail_in_thread)
     thread.start()
     thread.join()
     assert emitted_events.rolled_back == [OrderPlaced(number=1)]
@@ -402,6 +407,16 @@ def test_brokers_are_on_memory_inside_the_block_and_the_projects_own_outside() -
 
 
 @pytest.mark.usefixtures("_unreachable")
+def test_inside_a_run_on_memory_the_projects_own_brokers_may_be_used() -> None:
+    """A whole run on memory is the advice, and one integration test must be able to leave it."""
+    with override_brokers("memory"):
+        with override_brokers(None), pytest.raises(ConnectionError):
+            emit(ToKafka(number=1))
+        emit(ToKafka(number=2))
+        assert len(memory().sent) == 1
+
+
+@pytest.mark.usefixtures("_unreachable")
 def test_a_route_of_the_wrong_transport_is_refused_in_memory_too() -> None:
     """A test that passes where production raises is worse than none."""
     with override_brokers("memory"), override_settings(DISPYTCH={"default": "kafka://h"}):
@@ -471,7 +486,7 @@ def test_it_refuses_what_it_cannot_do() -> None:
         class Tests:
             pass
 
-    with pytest.raises(ValueError, match="write 'memory'"):
+    with pytest.raises(ValueError, match="write one of 'memory'"):
         override_brokers(cast("Any", "memori"))
 
 
@@ -610,7 +625,7 @@ def test_tests_in_several_processes_do_not_see_each_others_events(tmp_path: Path
     assert "20 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_fixture_is_found_and_says_without_django_what_it_needs(tmp_path: Path) -> None:
+def test_the_fixture_is_found_and_needs_no_django(tmp_path: Path) -> None:
     """Nothing has to be written into conftest.py; where nobody uses Django it costs nothing, and asks for nothing."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_orders.py").write_text(
@@ -618,7 +633,9 @@ def test_the_fixture_is_found_and_says_without_django_what_it_needs(tmp_path: Pa
             import sys
             def test_nothing_is_loaded():
                 assert not [name for name in sys.modules if name.partition(".")[0] == "django"]
-            def test_events(emitted_events): ...
+            def test_events(emitted_events):
+                assert len(emitted_events) == 0
+                assert not [name for name in sys.modules if name.partition(".")[0] == "django"]
         """)
     )
     done = run(
@@ -626,5 +643,20 @@ def test_the_fixture_is_found_and_says_without_django_what_it_needs(tmp_path: Pa
         tmp_path,
         DJANGO_SETTINGS_MODULE="",
     )
-    assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
-    assert "emitted_events needs Django's settings: install pytest-django, set DJANGO_SETTINGS_MODULE" in done.stdout
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+# -- with a real broker ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_broker", [None, "redis"])
+def test_the_same_test_in_memory_and_with_a_broker(with_broker: str | None, emitted_events: EmittedEvents) -> None:
+    """Django's brokers are put on a real one as well."""
+    with override_settings(DISPYTCH={"default": "redis://nowhere.invalid:1", "kafka": "kafka://nowhere.invalid:1"}):
+        emit_many([ToRedis(number=1), ToKafka(number=2)])
+        session = connections.session
+        assert session is not None
+        transports = [broker.backend.transport for broker in session.brokers.brokers.values()]
+        assert transports == [with_broker or "memory", "memory"]
+    # Of two brokers, each in its own order.
+    assert {type(event) for event in emitted_events} == {ToRedis, ToKafka}

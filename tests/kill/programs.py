@@ -23,7 +23,8 @@ from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
 from dispytch_integrations._sqlalchemy_store import outbox_tables, store_of
 from dispytch_integrations.emitter import EventEmitter
 from dispytch_integrations.kafka import KafkaEventRoute
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.options import RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
 from dispytch_integrations.redis import RedisStreamEventRoute
 

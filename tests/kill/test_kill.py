@@ -30,5 +30,6 @@ async def test_events_survive(database: str, broker: str, rounds: int) -> None:
         verdict = await arena.verdict()
     print(f"{database}, {broker}, seed {arena.seed}: {verdict}")
     assert verdict.is_good, f"seed {arena.seed}: {verdict}"
-    # Duplicates are allowed and rare. Relays that did not keep out of each other's way would send most things twice.
-    assert verdict.duplicates < verdict.committed / 5, f"seed {arena.seed}: {verdict}"
+    # Duplicates are allowed: whole batches of a relay that was killed. Relays that did not keep out of each other's
+    # way would send most things twice.
+    assert verdict.duplicates < verdict.committed / 2, f"seed {arena.seed}: {verdict}"

@@ -23,8 +23,9 @@ from dispytch_integrations.backend import Backend, BrokerOptions
 from dispytch_integrations.errors import ProducerTimeout
 from dispytch_integrations.events import BackendConfig, EventRoute
 from dispytch_integrations.message import Message
+from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import Record, record_of
-from dispytch_integrations.outbox.relay import Relay, RelayOptions
+from dispytch_integrations.outbox.relay import Relay
 from dispytch_integrations.outbox.store import Failure
 from dispytch_integrations.producer import Producer
 
@@ -58,7 +59,8 @@ class Database:
         self._location = location
         self.engine: Engine = create_engine(self.url(_SYNC_DRIVERS[kind]), pool_pre_ping=True)
         """A synchronous engine, to look and to write with."""
-        self._insert = insert_of(self.engine, None, notify=False)
+        notifies = (False, True) if kind == "postgresql" else (False,)
+        self._inserts = {notify: insert_of(self.engine, None, notify=notify) for notify in notifies}
 
     def url(self, driver: str) -> URL:
         return self._location.set(drivername=driver)
@@ -68,13 +70,13 @@ class Database:
         outbox_tables(metadata)
         metadata.create_all(self.engine)
 
-    def insert(self, records: Sequence[Record], *, on: Connection | None = None) -> None:
-        """Store records: in a transaction of its own, or in that of `on`."""
+    def insert(self, records: Sequence[Record], *, on: Connection | None = None, notify: bool = False) -> None:
+        """Store records: in a transaction of its own, or in that of `on`; with `notify` relays are told."""
         if on is None:
             with self.engine.begin() as connection:
-                self.insert(records, on=connection)
+                self.insert(records, on=connection, notify=notify)
             return
-        for sql, parameters in self._insert(records):
+        for sql, parameters in self._inserts[notify](records):
             OnSQLAlchemy(on).run(sql, parameters)
 
     def empty(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,7 +27,8 @@ _T = TypeVar("_T")
 class Server:
     """A server's process. `port`; `output()`: all it has printed; its process group is killed at the end."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+    def __init__(self, command: Sequence[str], process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+        self.command = command
         self.process = process
         self.port = port
         self._log = log
@@ -52,12 +54,37 @@ class Server:
             while self.output().count(text) < times:
                 await asyncio.sleep(0.05)
 
+    async def settle(self) -> None:
+        """Wait until none of its processes works any more: a worker that still loads may not hear its SIGTERM."""
+        async with asyncio.timeout(60):
+            before = -1
+            while (now := self._ticks()) - before > 2:  # A reloader looks at its files each second.
+                before = now
+                await asyncio.sleep(0.5)
+
+    def _ticks(self) -> int:
+        """The time of the processor that its processes have used, in hundredths of a second. Linux alone tells."""
+        used = 0
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # Of pid (name) state parent group ...: the 14th and the 15th are used time; a name may have spaces.
+                fields = file.read_text().rpartition(")")[2].split()
+            except OSError:  # It has ended.
+                continue
+            if int(fields[2]) == self.process.pid:
+                used += int(fields[11]) + int(fields[12])
+        return used
+
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         """A signal to the parent alone, as an init system or a container runtime sends SIGTERM."""
         self.process.send_signal(number)
 
     async def exit_code(self, timeout: float) -> int:
-        return await asyncio.wait_for(self.process.wait(), timeout)
+        """What it ends with. Fails after `timeout` seconds, with what it has printed."""
+        try:
+            return await asyncio.wait_for(self.process.wait(), timeout)
+        except TimeoutError:
+            pytest.fail(f"{' '.join(self.command)} has not ended in {timeout:g} seconds:\n{self.output()}")
 
 
 @asynccontextmanager
@@ -81,7 +108,7 @@ async def serving(
             start_new_session=True,
         )
     try:
-        yield Server(process, port, log)
+        yield Server(command, process, port, log)
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -152,7 +179,9 @@ class Shop:
             answer = await asyncio.wait_for(reader.read(), 20)
         finally:
             writer.close()
-        if not answer:
-            raise ConnectionResetError("closed without an answer")
         head, _, body = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"(?im)^content-length: *(\d+)", head)
+        if not head or (length and len(body) < int(length[1])):
+            # A server that ends may have sent the head already.
+            raise ConnectionResetError("closed before the end of its answer")
         return int(head.split(b" ", 2)[1]), body

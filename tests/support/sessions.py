@@ -28,7 +28,7 @@ DRIVERS = [
     "mysql+pymysql",
     "mysql+asyncmy",
 ]
-ASYNCHRONOUS = {"sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"}
+ASYNCHRONOUS = {"sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg_async", "mysql+asyncmy"}
 
 
 class Base(DeclarativeBase):
@@ -83,12 +83,16 @@ async def session_factory(database: Database, driver: str, **options: Any) -> As
     await asyncio.to_thread(_empty, database)
     if driver in ASYNCHRONOUS:
         async_engine = create_async_engine(database.url(driver), **options)
-        yield async_sessionmaker(async_engine), async_engine
-        await async_engine.dispose()
+        try:
+            yield async_sessionmaker(async_engine), async_engine
+        finally:
+            await async_engine.dispose()
     else:
         engine = create_engine(database.url(driver), **options)
-        yield sessionmaker(engine), engine
-        engine.dispose()
+        try:
+            yield sessionmaker(engine), engine
+        finally:
+            engine.dispose()
 
 
 def _empty(database: Database) -> None:

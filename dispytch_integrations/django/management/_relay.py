@@ -15,7 +15,8 @@ from django.core.management.color import supports_color
 
 from dispytch_integrations._cli_options import RELAY, relay_options
 from dispytch_integrations.django._connections import _tell_broker, connections
-from dispytch_integrations.django.management._outbox import exits, given_of, outbox_settings, stores_of
+from dispytch_integrations.django.management._options import given_of
+from dispytch_integrations.django.management._outbox import DATABASE, exits, outbox_settings, stores_of
 from dispytch_integrations.errors import ConfigurationError
 from dispytch_integrations.outbox._running import run_relay
 from dispytch_integrations.outbox.console import Stream
@@ -29,7 +30,7 @@ _RECEIVERS_SECONDS = 5.0
 
 def relayed(command: BaseCommand, options: Mapping[str, Any]) -> None:
     """Run the relay. Raises CommandError with the exit code of the help."""
-    given = given_of(options, RELAY)
+    given = given_of(options, (DATABASE, *RELAY))
     colored = bool(options["force_color"]) or (not options["no_color"] and supports_color())
     terminal = command.stdout.isatty()
     stream = cast("Stream", command.stdout._out)

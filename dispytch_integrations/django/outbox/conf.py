@@ -31,7 +31,7 @@ from django.utils.module_loading import import_string
 
 from dispytch_integrations._templates import nearest
 from dispytch_integrations.django.conf import Problem
-from dispytch_integrations.outbox.relay import RelayOptions
+from dispytch_integrations.outbox.options import MOST, RelayOptions
 from dispytch_integrations.settings import BrokerSpec
 
 __all__ = ["APP", "FITS", "LABEL", "OutboxSettings", "installed", "not_installed", "read", "too_slow"]
@@ -173,7 +173,10 @@ class _Reader:
         self.wrong("E008", f"DISPYTCH_OUTBOX has the unknown key {key!r}.", hint)
 
     def _take(self, taken: dict[str, Any], key: str, value: Any, right: bool, wanted: str) -> None:
-        if right:
+        if right and value is not None and value > MOST.get(key.lower(), value):
+            told = f"DISPYTCH_OUTBOX[{key!r}] is {value!r}, which is more than a database can count."
+            self.wrong("E009", told, "Write less.")
+        elif right:
             taken[key] = value
         else:
             self.wrong("E009", f"DISPYTCH_OUTBOX[{key!r}] must be {wanted}, not {value!r}.")

@@ -18,7 +18,7 @@ from dispytch_integrations.django.errors import SettingsError
 from dispytch_integrations.errors import ConfigurationError
 from dispytch_integrations.outbox._sql import EVENTS, LEASES, Connection, SQLStore
 from dispytch_integrations.outbox._sql_store import OutboxInSQL
-from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener
+from dispytch_integrations.outbox.threads import OneThread, listen_blocking, no_listener, shut_down
 
 __all__ = ["DjangoStore", "OnDjango", "missing_tables"]
 
@@ -101,7 +101,9 @@ class DjangoStore(OutboxInSQL):
         self._vendor = databases[alias].vendor
         # Of the thread: one that was left behind in a dead connection keeps it, the next one has its own.
         self._kept = threading.local()
-        self._thread = OneThread(f"dispytch outbox {alias}", self._close)
+        self._driver: Any = None
+        """The driver's connection that the thread works on. Kept, so that a forked child does not close it."""
+        self._thread = OneThread(f"dispytch outbox {alias}", self._close, lambda: shut_down(self._driver))
 
     @property
     def address(self) -> str:
@@ -126,7 +128,7 @@ class DjangoStore(OutboxInSQL):
         """As OutboxStore.listen, with psycopg 3."""
         thread, stopped = OneThread(f"dispytch outbox {self.alias} listens"), threading.Event()
         try:
-            await thread.run(lambda: self._listen(wake, stopped))
+            await thread.wait(lambda: self._listen(wake, stopped))
         finally:
             stopped.set()
             thread.end()
@@ -137,6 +139,7 @@ class DjangoStore(OutboxInSQL):
         connection: BaseDatabaseWrapper | None = getattr(self._kept, "connection", None)
         if connection is None:
             connection = self._kept.connection = self._connected()
+            self._driver = connection.connection
         try:
             return function(connection)
         except BaseException:

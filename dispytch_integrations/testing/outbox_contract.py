@@ -34,7 +34,7 @@ import pytest
 from dispytch_integrations.errors import ConfigurationError
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox.record import FORMAT, SHARDS, Record, record_of
-from dispytch_integrations.outbox.store import Failure, Lease, OutboxStore, Query, Selection, State
+from dispytch_integrations.outbox.store import Failure, HeldUp, Lease, OutboxStore, Query, Selection, State
 
 __all__ = ["Insert", "OutboxStoreContract"]
 
@@ -205,14 +205,56 @@ class OutboxStoreContract:
         assert [record.ordering_key for record in records] == ["bob"] * 10
         assert await _ids(store, not_lanes=[anna[0].lane, bob[0].lane]) == []
 
-    async def test_rows_to_be_tried_later_are_fetched(self, store: OutboxStore, insert: Insert) -> None:
+    async def test_rows_to_be_tried_later_hold_up_their_lane(self, store: OutboxStore, insert: Insert) -> None:
         """A relay that starts anew sees which lanes are held up: those behind a failed message wait for it."""
-        await insert([_record(0, "anna"), _record(1, "anna")])
-        [first, _] = await _ids(store)
-        await store.settle([], [Failure(first, 3, 30.0, "refused")], "delete")
+        await insert([_record(0, "anna"), _record(1, "anna"), _record(2), _record(3, "bob")])
+        [first, second, keyless, bob] = (await store.fetch(_query())).records
+        assert await store.held_up(range(SHARDS)) == HeldUp((), None)
+        failures = [Failure(first.id, 3, 30.0, "refused"), Failure(keyless.id, 1, 20.0, "refused")]
+        await store.settle([], failures, "delete")
+        held_up = await store.held_up(range(SHARDS))
+        assert list(held_up.lanes) == [first.lane], "of a message without a key nothing waits behind it"
+        assert held_up.seconds is not None
+        assert 29.0 < held_up.seconds <= 30.0
         fetched = await store.fetch(_query())
-        assert [(record.id == first, record.attempts) for record in fetched.records] == [(True, 3), (False, 0)]
+        assert [(record.id, record.attempts) for record in fetched.records] == [
+            (first.id, 3),
+            (second.id, 0),
+            (bob.id, 0),
+        ]
         assert 29_000 < fetched.records[0].next_try_ms - fetched.now_ms <= 30_000
+        assert await _ids(store, not_lanes=held_up.lanes) == [bob.id]
+        assert (await store.held_up([shard for shard in range(SHARDS) if shard != first.shard])).lanes == ()
+        # Its time has come.
+        await store.settle([], [Failure(first.id, 4, 0.001, "refused")], "delete")
+        await asyncio.sleep(0.05)
+        assert await _ids(store) == [first.id, second.id, bob.id]
+        assert (await store.held_up(range(SHARDS))).lanes == ()
+
+    async def test_thousands_of_failures_are_noted_at_once(self, store: OutboxStore, insert: Insert) -> None:
+        """A topic that is refused: each of its events fails, with its own number of attempts and its own pause."""
+        await insert([_record(number) for number in range(1200)])
+        records = (await store.fetch(_query(limit=2000))).records
+        failures = [
+            Failure(
+                record.id,
+                1 + number % 3,
+                None if number % 4 == 0 else 60.0 + number % 5,
+                f"refused: it's {number % 7} % \\ :x",
+            )
+            for number, record in enumerate(records)
+        ]
+        started = time.monotonic()
+        await store.settle([], failures, "delete")
+        assert time.monotonic() - started < 5, "one statement for each row takes too long"
+        rows = {row.id: row for row in await store.rows(Selection(), 2000)}
+        for failure in failures:
+            row = rows[failure.id]
+            assert (row.attempts, row.last_error) == (failure.attempts, failure.error)
+            assert row.state == (State.DEAD if failure.delay is None else State.WAITING)
+            if failure.delay is not None:
+                assert row.next_try is not None
+                assert failure.delay - 10 < row.next_try <= failure.delay
 
     async def test_settle_deletes_what_was_sent(self, store: OutboxStore, insert: Insert) -> None:
         """A table that only grows slows everything down; thousands are settled at once."""

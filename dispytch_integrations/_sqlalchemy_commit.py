@@ -12,7 +12,9 @@ commit leaves the session stuck. A plain connection has no hook after the commit
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -20,13 +22,14 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import Connection, TwoPhaseTransaction, event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util.concurrency import in_greenlet
 
 from dispytch_integrations import errors
 from dispytch_integrations._overriding import CommitState, overriding
 from dispytch_integrations._sqlalchemy_outbox import SQLAlchemyOutbox
 from dispytch_integrations._sqlalchemy_sending import Parcel, send, tell_failure
 from dispytch_integrations._sqlalchemy_storing import connection_of, is_autocommit, store
-from dispytch_integrations.message import Message
+from dispytch_integrations.message import Message, log_fields
 from dispytch_integrations.outbox.record import Record
 
 __all__ = ["Item", "TransactionError", "after_connection", "after_session", "install"]
@@ -34,6 +37,7 @@ __all__ = ["Item", "TransactionError", "after_connection", "after_session", "ins
 logger = logging.getLogger("dispytch_integrations.sqlalchemy")
 
 _KEY = "_dispytch_waiting"
+_ADVICE = "an event waits for the commit that comes next: call emit_on_commit before the commit, not after it"
 
 
 class TransactionError(errors.TransactionError, InvalidRequestError):
@@ -52,16 +56,19 @@ class _Waiting:
     """What waits for the end of one root transaction.
 
     `late`: the commit has begun, and has stored the records: what comes within it is stored at once. `committed`: it
-    is too late for that. `over`: it has ended. `released`: the savepoint that is being released.
+    is too late for that. `undone`: it was rolled back, as somebody wanted. `over`: it has ended. `released`: the
+    savepoint that is being released. `empty`: it began for the events alone, and has written nothing since.
     """
 
-    __slots__ = ("_places", "_stored", "committed", "items", "late", "over", "released")
+    __slots__ = ("_places", "_stored", "committed", "empty", "items", "late", "over", "released", "undone")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.late = False
         self.committed = False
+        self.undone = False
         self.over = False
+        self.empty = False
         self.released: object = None
         self._places: dict[object, int] = {}
         self._stored = 0
@@ -76,7 +83,9 @@ class _Waiting:
 
     def undo(self, savepoint: object) -> None:
         """Drop what came after the savepoint; one that is not known was there before anything came."""
-        del self.items[self._places.pop(savepoint, 0) :]
+        place = self._places.pop(savepoint, 0)
+        _tell_dropped(self.items[place:], logging.INFO, "its savepoint was rolled back")
+        del self.items[place:]
         # A commit that was given up may have stored all of them within this savepoint; stored twice, a row is one.
         self._stored = 0
 
@@ -105,6 +114,19 @@ class _Waiting:
     def _unstored(self) -> Sequence[Item]:
         return self.items[self._stored :]
 
+    def dropped(self) -> None:
+        """The root has ended without a commit: tell whom that may surprise."""
+        if self.undone:
+            _tell_dropped(self.items, logging.INFO, "its transaction was rolled back")
+            return
+        # Left by an exception, a session is closed, too; an async one does that where the exception is not seen.
+        surprising = self.empty or (sys.exc_info()[0] is None and not in_greenlet())
+        _tell_dropped(
+            self.items,
+            logging.WARNING if surprising else logging.INFO,
+            f"the session was closed without a commit ({_ADVICE})",
+        )
+
     def ended(self) -> None:
         """The root has ended, committed: wake the relays, send the others. Raises nothing but a cancellation."""
         parcels = [item.parcel for item in self.items if item.outbox is None]
@@ -123,6 +145,20 @@ class _Waiting:
             # It is committed: nothing may become of the caller but that it succeeds.
             for parcel in parcels:
                 tell_failure(parcel, exc)
+
+
+def _tell_dropped(items: Sequence[Item], level: int, why: str) -> None:
+    if not items or not logger.isEnabledFor(level):
+        return
+    first = items[0].parcel.message
+    if len(items) == 1:
+        told = f"{first.type} {first.id}"
+    else:
+        types = Counter(item.parcel.message.type for item in items)
+        told = f"{len(items)} events ({', '.join(f'{number} {name}' for name, number in types.most_common(3))}"
+        told += ", ...)" if len(types) > 3 else ")"
+    extra = log_fields(first.type, first.id, first.broker, first.destination)
+    logger.log(level, "%s not emitted: %s", told, why, extra=extra)
 
 
 class _Watched:
@@ -167,7 +203,10 @@ def after_session(session: Session, items: Sequence[Item]) -> None:
                 "no transaction is open, and the session has autobegin=False: emit inside `with session.begin():`"
             )
         root = session.begin()
-    waiting = vars(session).setdefault(_KEY, _Waiting())
+        waiting = vars(session).setdefault(_KEY, _Waiting())
+        waiting.empty = not (session.new or session.dirty or session.deleted)
+    else:
+        waiting = vars(session).setdefault(_KEY, _Waiting())
     stored = any(item.record is not None for item in items)
     if stored and waiting.late and not root.is_active:
         raise TransactionError(
@@ -205,7 +244,9 @@ def install() -> None:
             return
         # After others' functions, which may emit; what ends a transaction is heard before they can raise.
         event.listen(Session, "before_commit", _before_commit)
+        event.listen(Session, "after_begin", _after_begin, insert=True)
         event.listen(Session, "after_transaction_create", _after_create, insert=True)
+        event.listen(Session, "after_rollback", _after_rollback, insert=True)
         event.listen(Session, "after_commit", _after_commit, insert=True)
         event.listen(Session, "after_transaction_end", _after_end, insert=True)
         _installed = True
@@ -222,6 +263,18 @@ def _before_commit(session: Session) -> None:
         session.flush()
         waiting.store(partial(connection_of, session))
     waiting.late = True
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    waiting = _of(session)
+    if waiting is not None:
+        waiting.empty = False
+
+
+def _after_rollback(session: Session) -> None:
+    waiting = _of(session)
+    if waiting is not None and session.get_nested_transaction() is None:
+        waiting.undone = True
 
 
 def _after_create(session: Session, transaction: SessionTransaction) -> None:
@@ -256,6 +309,8 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
         waiting.over = True
         if waiting.committed:
             waiting.ended()
+        else:
+            waiting.dropped()
 
 
 # -- plain connections -----------------------------------------------------------------------------------------------
@@ -288,10 +343,10 @@ class _OnConnection(_Waiting):
     """What waits for the commit of a plain connection.
 
     SQLAlchemy has no event after it, so the connection's own methods are covered, on this object alone, until it is
-    committed. One that was rolled back is found out by its transaction, which is another one then.
+    committed or rolled back. One that ended otherwise is found out by its transaction, which is another one then.
     """
 
-    __slots__ = ("_commit", "_connection", "_roll_back_to", "_savepoint", "root")
+    __slots__ = ("_commit", "_connection", "_roll_back", "_roll_back_to", "_savepoint", "root")
 
     def __init__(self, connection: Connection, root: object) -> None:
         super().__init__()
@@ -302,9 +357,10 @@ class _OnConnection(_Waiting):
         self.root = root
         self._connection = connection
         self._commit: Callable[[], None] = covered._commit_impl
+        self._roll_back: Callable[[], None] = covered._rollback_impl
         self._savepoint: Callable[..., str] = covered._savepoint_impl
         self._roll_back_to: Callable[[str], None] = covered._rollback_to_savepoint_impl
-        own.update(zip(_COVERED, (self.commit, self.savepoint, self.roll_back_to), strict=True))
+        own.update(zip(_COVERED, (self.commit, self.roll_back, self.savepoint, self.roll_back_to), strict=True))
         own[_KEY] = self
 
     @property
@@ -330,6 +386,17 @@ class _OnConnection(_Waiting):
         self.committed = self.over = True
         self.ended()
 
+    def roll_back(self) -> None:
+        """Roll back, as closing the connection does, too."""
+        connection = self._connection
+        for name in (*_COVERED, _KEY):
+            vars(connection).pop(name, None)
+        if connection.get_transaction() is self.root:
+            _tell_dropped(
+                self.items, logging.INFO, f"the connection was rolled back, or closed without a commit ({_ADVICE})"
+            )
+        self._roll_back()
+
     def savepoint(self, name: str | None = None) -> str:
         """A savepoint begins."""
         made = self._savepoint(name)
@@ -343,4 +410,4 @@ class _OnConnection(_Waiting):
         self._roll_back_to(name)
 
 
-_COVERED = ("_commit_impl", "_savepoint_impl", "_rollback_to_savepoint_impl")
+_COVERED = ("_commit_impl", "_rollback_impl", "_savepoint_impl", "_rollback_to_savepoint_impl")

@@ -22,6 +22,7 @@ status "Development").
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import Counter
@@ -30,11 +31,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+from dispytch_integrations._asyncapi_classes import event_classes
 from dispytch_integrations._broker import Broker
 from dispytch_integrations._outlet import Outlet
 from dispytch_integrations._overriding import overriding
 from dispytch_integrations.errors import MissingExtraError
-from dispytch_integrations.events import EventBase, EventRoute
+from dispytch_integrations.events import EventBase, EventRoute, event_type
 from dispytch_integrations.hooks import Hook
 from dispytch_integrations.message import Message
 from dispytch_integrations.outbox._counted import counted
@@ -49,6 +51,8 @@ except ModuleNotFoundError as exc:
     raise MissingExtraError("dispytch_integrations.opentelemetry", extra="otel", package="opentelemetry-api") from exc
 
 __all__ = ["OpenTelemetryHook", "instrument", "uninstrument"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = "dispytch_integrations"
 _SCHEMA = "https://opentelemetry.io/schemas/1.43.0"
@@ -143,13 +147,13 @@ class _Bound(Hook):
         self._start_span = telemetry.tracer.start_span
         self._outlet = outlet
         self._broker: _Attributes | None = None
-        self._plans: dict[type[EventBase] | None, _Plan] = {}
+        self._plans: dict[type[EventBase] | str | None, _Plan] = {}
 
     # -- the moments of a message ----------------------------------------------------------------------------------
 
     def before_send(self, message: Message) -> None:
         """Start the span, and let its context travel."""
-        plan = self._plan(message.event)
+        plan = self._plan(message)
         started = time.perf_counter()
         span = self._start_span(
             plan.span_name or f"send {_name(message)}",
@@ -176,7 +180,7 @@ class _Bound(Hook):
         created = [message for message in messages if message.trace.__class__ is not _Open]
         if not created:
             return None
-        span, started, few = self._batch_span(created), time.perf_counter(), self._plan(messages[0].event).few
+        span, started, few = self._batch_span(created), time.perf_counter(), self._few_of_all(created)
 
         def ended(outcomes: Sequence[Exception | None]) -> None:
             error = next((error for error in outcomes if error is not None), None)
@@ -196,7 +200,7 @@ class _Bound(Hook):
     def _ended(self, message: Message, error: Exception | None) -> None:
         telemetry, opened = self._telemetry, message.trace
         if opened.__class__ is not _Open:
-            telemetry.sent_messages.add(1, _with_error(self._plan(message.event).few, error))
+            telemetry.sent_messages.add(1, _with_error(self._plan(message).few, error))
             return
         message.trace = None
         attributes = opened.few
@@ -213,10 +217,10 @@ class _Bound(Hook):
         first, name = messages[0], _name(messages[0])
         same = all(message.destination == first.destination for message in messages)
         if len(messages) == 1:
-            attributes = self._attributes(self._plan(None), first)
+            attributes = self._attributes(self._plan(first), first)
         else:
             attributes = {
-                **self._of_broker,
+                **self._few_of_all(messages),
                 "messaging.operation.type": "send",
                 "messaging.batch.message_count": len(messages),
                 **({"messaging.destination.name": name} if same else {}),
@@ -271,18 +275,38 @@ class _Bound(Hook):
             told["messaging.rabbitmq.destination.routing_key"] = key
         return told
 
-    def _plan(self, event: EventBase | None) -> _Plan:
-        """What is told of all events of its class; None: of those that come from an outbox."""
-        cls = None if event is None else event.__class__
+    def _plan(self, message: Message) -> _Plan:
+        """What is told of all events of its class."""
+        event = message.event
+        return self._plan_of_stored(message) if event is None else self._plan_of(event.__class__)
+
+    def _plan_of(self, cls: type[EventBase] | None) -> _Plan:
         plan = self._plans.get(cls)
         if plan is None:
             plan = self._plans[cls] = self._made(cls)
         return plan
 
+    def _plan_of_stored(self, message: Message) -> _Plan:
+        """Of what was read back from an outbox: by its type, if its class is imported and its route the same still."""
+        plan = self._plans.get(message.type)
+        if plan is None:
+            fitting = tuple(self._outlet.producer.routes)
+            classes = [cls for cls in event_classes() if event_type(cls) == message.type]
+            found = [self._plan_of(cls) for cls in classes if isinstance(cls.__route__, fitting)]
+            alike = found and all(other.few == found[0].few for other in found)
+            plan = self._plans[message.type] = found[0] if alike else self._plan_of(None)
+        return plan if plan.name is None or plan.name == _name(message) else self._plan_of(None)
+
+    def _few_of_all(self, messages: Sequence[Message]) -> _Attributes:
+        """Of a batch: with the destination that metrics tell if all have the same."""
+        few = self._plan(messages[0]).few
+        alike = all(self._plan(message).few == few for message in messages)
+        return few if alike else self._plan_of(None).few
+
     def _made(self, cls: type[EventBase] | None) -> _Plan:
         few = dict(self._of_broker)
         if cls is None:
-            return _Plan(few, _more(few, None), few["messaging.system"], None, travels=False)
+            return _Plan(few, _more(few, None), few["messaging.system"], None, None, travels=False)
         route = cls.__route__
         few["messaging.system"] = route.transport
         template, name = _template(cls), None
@@ -291,17 +315,19 @@ class _Bound(Hook):
             few["messaging.destination.name"] = name
         else:
             few["messaging.destination.template"] = template
-        return _Plan(few, _more(few, name), route.transport, name and f"send {name}", travels=route.supports_headers)
+        span_name = name and f"send {name}"
+        return _Plan(few, _more(few, name), route.transport, name, span_name, travels=route.supports_headers)
 
 
 class _Plan(NamedTuple):
     """What is told of all events of a class. `few`: attributes of few values, for metrics: a destination whose name
-    the event's fields make is not among them. `more`: for spans. `span_name`: None where fields make it.
+    the event's fields make is not among them. `more`: for spans. `name`, `span_name`: None where fields make them.
     """
 
     few: _Attributes
     more: _Attributes
     system: str
+    name: str | None
     span_name: str | None
     travels: bool
 
@@ -313,7 +339,8 @@ def _more(few: _Attributes, name: str | None) -> _Attributes:
     return told
 
 
-_instrumented: list[OpenTelemetryHook] = []
+_instrumented: list[tuple[OpenTelemetryHook, tuple[object, ...]]] = []
+"""The hook that is on all brokers, and what `instrument` was given for it; or none."""
 
 
 def instrument(
@@ -328,16 +355,38 @@ def instrument(
     AppConfig; for `dispytch-integrations relay --app` in the app's module.
     `tracer_provider`, `meter_provider`: None: the global ones. `body_size`: spans tell the size of the
     payload, too, in bytes (`messaging.message.body.size`), which the conventions leave to the user.
+
+    Logs a warning where it comes too late, for brokers that are open, or a second time with other arguments.
     """
-    if not _instrumented:
-        hook = OpenTelemetryHook(tracer_provider=tracer_provider, meter_provider=meter_provider, body_size=body_size)
-        _instrumented.append(hook)
-        overriding.hooks.append(hook)
+    given = (tracer_provider, meter_provider, body_size)
+    if _instrumented:
+        if given != _instrumented[0][1]:
+            logger.warning(
+                "instrument() was called before, and the providers and body_size of the first call stay in force: call "
+                "it once, or uninstrument() in between"
+            )
+        return
+    hook = OpenTelemetryHook(tracer_provider=tracer_provider, meter_provider=meter_provider, body_size=body_size)
+    _instrumented.append((hook, given))
+    overriding.hooks.append(hook)
+    late = sorted(
+        broker.alias
+        for brokers in list(overriding.opened)
+        for broker in brokers.brokers.values()
+        if broker.state not in ("new", "stopped")
+    )
+    if late:
+        logger.warning(
+            "instrument() came after the broker%s %s had been opened, whose events are neither traced nor measured: "
+            "call it before the app's lifespan, in Django in the settings or an AppConfig",
+            "" if len(late) == 1 else "s",
+            ", ".join(map(repr, late)),
+        )
 
 
 def uninstrument() -> None:
     """Undo `instrument` for brokers that are opened from now on."""
-    for hook in _instrumented:
+    for hook, _ in _instrumented:
         overriding.hooks.remove(hook)
     _instrumented.clear()
 

@@ -81,6 +81,16 @@ class Streamed(EventBase):
     number: int = 0
 
 
+class KeptOrder(EventBase):
+    __route__ = RedisStreamEventRoute(stream="kept")
+
+    number: int = 0
+
+
+class MovedOrder(EventBase):
+    __route__ = RedisStreamEventRoute(stream="moved")
+
+
 class Seen:
     """What the exporters have got."""
 
@@ -263,6 +273,26 @@ async def test_a_hook_for_one_broker_alone() -> None:
     assert [span.name for span in seen.spans] == ["send orders"]
 
 
+async def test_too_late_or_with_other_providers_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Spans that are missing have a line that says why."""
+    tracers = TracerProvider()
+    try:
+        async with connect({"default": "memory://kafka", "audit": "memory://redis"}):
+            instrument()
+        [late] = caplog.messages
+        assert "after the brokers 'audit', 'default' had been opened" in late
+        instrument()
+        assert caplog.messages == [late]
+        instrument(tracer_provider=tracers)
+        assert "called before" in caplog.messages[1]
+    finally:
+        uninstrument()
+    caplog.clear()
+    instrument(tracer_provider=tracers)
+    uninstrument()
+    assert caplog.messages == []
+
+
 async def test_without_instrumentation_nothing_is_added() -> None:
     """Importing the module switches nothing on."""
     async with connect("memory://kafka") as emitter:
@@ -386,6 +416,37 @@ async def test_through_the_outbox_to_the_consumer_across_processes(
     consumed = [trace.get_current_span(extract(fields)).get_span_context() for _, fields in entries]
     assert {each.trace_id for each in consumed} == {request.get_span_context().trace_id}
     assert [each.span_id for each in consumed] == [_context(span).span_id for span in created]
+
+
+async def test_metrics_of_a_relay_tell_the_destinations_of_known_classes(seen: Seen, database: Database) -> None:
+    """A name or a template as in the web process; nothing where the class is unknown or writes to another place now."""
+    events: list[EventBase] = [
+        Streamed(place="acme", number=1),
+        Streamed(place="umbrella", number=2),
+        KeptOrder(),
+        MovedOrder(),
+    ]
+    async with _storing(database) as factory, factory.begin() as session:
+        emit_on_commit(session, events)
+    database.run("update dispytch_outbox_event set destination = 'where-it-was' where destination = 'moved'")
+    database.run("update dispytch_outbox_event set type = 'not.imported' where destination = 'umbrella'")
+    engine = create_engine(database.url("postgresql+psycopg"))
+    runner = Runner(connect("memory://redis"), {"default": SQLAlchemyOutbox(engine, "external").store})
+    running = asyncio.create_task(runner.run())
+    await eventually(lambda: sum(point.value for point in seen.points("messaging.client.sent.messages")) == 4)
+    runner.stop()
+    await running
+    engine.dispose()
+    told = {
+        (
+            point.attributes.get("messaging.destination.name"),
+            point.attributes.get("messaging.destination.template"),
+        ): point.value
+        for point in seen.points("messaging.client.sent.messages")
+    }
+    assert told == {(None, "{place}"): 1, ("kept", None): 1, (None, None): 2}
+    names = {_attributes(span).get("messaging.destination.name") for span in seen.spans if span.kind is SpanKind.CLIENT}
+    assert names <= {None, "acme", "umbrella", "kept", "where-it-was"}
 
 
 async def test_gauges_of_the_outbox(seen: Seen, database: Database) -> None:

@@ -131,6 +131,112 @@ async def test_what_is_committed_goes_out_and_nothing_else(
     await arrived(emitter, expected)
 
 
+def _behind_the_commit(session: Session) -> None:
+    session.add(Order(id=1))
+    session.commit()
+    emit(session, 1)
+
+
+def _behind_the_commit_after_a_look(session: Session) -> None:
+    session.add(Order(id=1))
+    session.commit()
+    session.scalars(select(Order)).all()
+    emit(session, 1)
+
+
+def _left_by_an_exception(session: Session) -> None:
+    session.add(Order(id=1))
+    session.flush()
+    emit(session, 1)
+    raise KeyError
+
+
+def _rolled_back(session: Session) -> None:
+    session.add(Order(id=1))
+    emit(session, 1)
+    emit(session, 2)
+    session.rollback()
+
+
+def _rolled_back_without_work(session: Session) -> None:
+    emit(session, 1)
+    session.rollback()
+
+
+def _savepoint_rolled_back(session: Session) -> None:
+    with session.begin_nested() as savepoint:
+        emit(session, 1)
+        savepoint.rollback()
+    session.commit()
+
+
+DROPPED = [
+    # What the session does, what is told of it, and its level with a sync and with an async session.
+    (_behind_the_commit, "closed without a commit", "WARNING", "WARNING"),
+    (_behind_the_commit_after_a_look, "closed without a commit", "WARNING", "INFO"),
+    (_left_by_an_exception, "closed without a commit", "INFO", "INFO"),
+    (_rolled_back, "2 events (2 Placed) not emitted: its transaction was rolled back", "INFO", "INFO"),
+    (_rolled_back_without_work, "its transaction was rolled back", "INFO", "INFO"),
+    (_savepoint_rolled_back, "its savepoint was rolled back", "INFO", "INFO"),
+]
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
+@pytest.mark.parametrize(("scenario", "told", "level", "async_level"), DROPPED)
+async def test_an_event_whose_commit_never_came_is_told_of(
+    driver: str,
+    scenario: Callable[[Session], None],
+    told: str,
+    level: str,
+    async_level: str,
+    on: Callable[[str], Database],
+    emitter: EventEmitter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Called behind the commit, `emit_on_commit` would lose its event without a word."""
+    caplog.set_level(logging.INFO, "dispytch_integrations.sqlalchemy")
+    async with session_factory(on(driver), driver) as (factory, _):
+        bind(factory, emitter)
+        with suppress(KeyError):
+            await run(factory, scenario)
+    [record] = [record for record in caplog.records if record.name == "dispytch_integrations.sqlalchemy"]
+    assert told in record.getMessage()
+    assert record.levelname == (async_level if "+" in driver else level)
+    assert vars(record)["event_type"] == "Placed"
+    assert sent(emitter) == []
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
+async def test_so_is_one_of_a_plain_connection(
+    driver: str, on: Callable[[str], Database], emitter: EventEmitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There SQLAlchemy makes no difference between rolled back and closed; what comes later is sent as ever."""
+    caplog.set_level(logging.INFO, "dispytch_integrations.sqlalchemy")
+
+    def behind_the_commit(connection: Any) -> None:
+        connection.execute(text("select 1"))
+        connection.commit()
+        emit_on_commit(connection, Placed(number=1), emitter=emitter)
+        connection.rollback()
+        emit_on_commit(connection, Placed(number=2), emitter=emitter)
+        connection.commit()
+
+    database = on(driver)
+    if "+" in driver:
+        engine = create_async_engine(database.url(driver))
+        async with engine.connect() as connection:
+            await connection.run_sync(behind_the_commit)
+        await engine.dispose()
+    else:
+        plain = create_engine(database.url(driver))
+        with plain.connect() as connected:
+            behind_the_commit(connected)
+        plain.dispose()
+    await arrived(emitter, [2])
+    [told] = [record.getMessage() for record in caplog.records if record.name == "dispytch_integrations.sqlalchemy"]
+    assert "rolled back, or closed without a commit" in told
+
+
 @pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg"])
 async def test_async_sessions_of_every_kind(driver: str, on: Callable[[str], Database], emitter: EventEmitter) -> None:
     """What the documentation of SQLAlchemy shows works, with both drivers for PostgreSQL."""

@@ -64,12 +64,12 @@ async def declare(connection: AbstractConnection, exchanges: Sequence[Exchange],
                 arguments=exchange.arguments,
             )
         except (amqp.ChannelClosed, amqp.ConnectionClosed) as exc:
-            problems.append(
-                f"the exchange {exchange.name!r} cannot be declared: {tell(exc)}; "
-                f"write exchanges={{{exchange.name!r}: None}} to use it as it is"
-            )
+            advice = f"write exchanges={{{exchange.name!r}: None}} to use it as it is"
+            if isinstance(exc, amqp.ConnectionCommandInvalid):
+                advice = "write 'direct', 'fanout', 'topic' or 'headers', or enable the plugin that brings this type"
+            problems.append(f"the exchange {exchange.name!r} cannot be declared: {tell(exc)}; {advice}")
             if isinstance(exc, amqp.ConnectionClosed):
-                break  # An unknown type closes the connection.
+                break  # By an unknown type.
         else:
             there.add(exchange.name)
             await channel.close()

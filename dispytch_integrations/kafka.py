@@ -9,6 +9,7 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -448,6 +449,14 @@ class KafkaBackend(Backend):
             if given not in values:
                 hint = nearest(str(given), [value for value in values if isinstance(value, str)])
                 yield f"{name} is one of {', '.join(repr(value) for value in values)}{hint}"
+        compression = self._given.get("compression_type")
+        if compression in ("snappy", "lz4", "zstd") and find_spec("cramjam") is None:
+            yield (
+                f"compression_type={compression!r} needs a library that is not installed: "
+                f"pip install 'aiokafka[{compression}]'"
+            )
+        if mechanism == "GSSAPI" and find_spec("gssapi") is None:
+            yield "sasl_mechanism='GSSAPI' needs a library that is not installed: pip install 'aiokafka[gssapi]'"
 
     def _client_options(self) -> dict[str, Any]:
         """What a new client is given; passwords and certificates are read now, they may have changed."""

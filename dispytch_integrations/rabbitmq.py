@@ -17,9 +17,10 @@ from importlib import import_module
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dispytch_integrations._missing import is_missing
+from dispytch_integrations._templates import nearest
 from dispytch_integrations.backend import Backend, BrokerOptions, BrokerURL, Secret
 from dispytch_integrations.errors import (
     ConfigurationError,
@@ -372,6 +373,41 @@ class ExchangeOptions(BaseModel):
     """The broker's own: {"alternate-exchange": "unrouted"}."""
 
 
+_TYPES = ("direct", "fanout", "topic", "headers")
+"""Those that RabbitMQ brings. Plugins have others."""
+_EXCHANGE = "a type ('topic'), a mapping ({'type': 'topic', 'durable': False}), or None if it is declared elsewhere"
+
+
+def _wrong_exchange(given: object) -> str:
+    """What is wrong with an exchange of the settings; nothing, if nothing is."""
+    if isinstance(given, str):
+        return _wrong_type(given)
+    if given is None or isinstance(given, ExchangeOptions):
+        return ""
+    if not isinstance(given, Mapping):
+        return f"is of type {type(given).__name__}; write {_EXCHANGE}"
+    options, known = cast("Mapping[object, object]", given), list(ExchangeOptions.model_fields)
+    told = [f"has the unknown option {name!r}{nearest(str(name), known)}" for name in options if name not in known]
+    if "type" not in options:
+        told.append("has no type (write 'type': 'topic')")
+    elif isinstance(kind := options["type"], str) and (wrong := _wrong_type(kind)):
+        told.append(wrong)
+    try:
+        ExchangeOptions.model_validate({"type": "topic", **{name: options[name] for name in known if name in options}})
+    except ValidationError as exc:
+        told += [
+            f"has a wrong {error['loc'][0]}: {error['msg']}"
+            for error in exc.errors(include_url=False, include_input=False)
+        ]
+    return ", ".join(told)
+
+
+def _wrong_type(kind: str) -> str:
+    """A misspelt type; one that is quite another may be a plugin's."""
+    near = "" if kind in _TYPES else nearest(kind.lower(), _TYPES)
+    return f"has the unknown type {kind!r}{near}" if near else ""
+
+
 def _no_exchanges() -> dict[str, str | ExchangeOptions | None]:
     return {}
 
@@ -396,6 +432,26 @@ class RabbitMQOptions(BrokerOptions):
     """Messages sent and not yet confirmed; more than that wait for their turn. Default 1000."""
     reconnect_interval: float = Field(default=0.1, gt=0)
     """Seconds between the first two attempts to connect again; doubled up to 5, spread by a quarter. Default 0.1."""
+
+    @field_validator("exchanges", mode="before")
+    @classmethod
+    def _exchanges_are_told_of(cls, value: object) -> object:
+        """One line for what is wrong, where pydantic would have one for each thing it might have been."""
+        if not isinstance(value, Mapping):
+            names = [value] if isinstance(value, str) else value
+            name = next((name for name in names if isinstance(name, str)), "") if isinstance(names, list) else ""
+            raise ValueError(
+                f"it is of type {type(value).__name__}; write a mapping from names to types, such as "
+                f"exchanges={{{name or 'orders'!r}: 'topic'}}, or None in place of the type if it is declared elsewhere"
+            )
+        problems = [
+            f"{name!r} {told}"
+            for name, given in cast("Mapping[object, object]", value).items()
+            if (told := _wrong_exchange(given))
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return cast("object", value)
 
 
 class RabbitMQBackend(Backend):

@@ -470,6 +470,9 @@ async def test_exchange_declared_otherwise_is_said_at_the_start(
             pass
     async with connect(rabbitmq_url, exchanges={unique: None}):
         pass
+    with pytest.raises(ConfigurationError, match="exchange type 'x-other'; write 'direct', .*enable the plugin"):
+        async with connect(rabbitmq_url, exchanges={unique + "-other": "x-other"}):
+            pass
 
 
 async def test_checked_exchange_that_is_missing_is_said_at_the_start(rabbitmq_url: str, unique: str) -> None:

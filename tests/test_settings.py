@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -234,11 +235,49 @@ def test_an_unknown_scheme_is_refused_with_the_nearest() -> None:
         ({"a": {"url": "kafka+ssl://h", "keyfile": "x"}}, "keyfile is the key of a certificate: write certfile="),
         ("kafka://h?acks=al", "acks is one of 'all', 0, 1, -1 (did you mean 'all'?)"),
         ("kafka://h?compression_type=zst", "(did you mean 'zstd'?)"),
+        (
+            "amqp://h?exchanges=orders",
+            "exchanges: it is of type str; write a mapping from names to types, such as exch",
+        ),
+        (
+            {"a": {"url": "amqp://h", "exchanges": ["mails"]}},
+            "write a mapping from names to types, such as exchanges={'",
+        ),
+        ({"a": {"url": "amqp://h", "exchanges": {"mails": 5}}}, "exchanges: 'mails' is of type int; write a type ('t"),
+        ({"a": {"url": "amqp://h", "exchanges": {"mails": "Topics"}}}, "unknown type 'Topics' (did you mean 'topic'?)"),
+        ({"a": {"url": "amqp://h", "exchanges": {"mails": {"durable": 1}}}}, "'mails' has no type (write 'type': 'top"),
+        (
+            {"a": {"url": "amqp://h", "exchanges": {"e": {"type": "topic", "durabel": True, "arguments": 5}}}},
+            "exchanges: 'e' has the unknown option 'durabel' (did you mean 'durable'?), has a wrong arguments: Input",
+        ),
     ],
 )
 def test_wrong_settings_say_what_to_write(config: Any, expected: str) -> None:
     """Whoever reads the error knows what to change."""
     assert any(expected in problem for problem in problems(config))
+
+
+def test_exchanges_of_every_form_are_taken() -> None:
+    """What a plugin brings, too, whose types nobody knows beforehand."""
+    forms = {"a": "topic", "b": {"type": "fanout", "durable": "no"}, "c": None, "d": "x-delayed-message"}
+    options: Any = only({"default": {"url": "amqp://h", "exchanges": forms}}).backend
+    assert list(options._options.exchanges) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "line"),
+    [
+        ("kafka://h?compression_type=lz4", "cramjam", "compression_type='lz4'.*pip install 'aiokafka.lz4.'"),
+        ("kafka://h?sasl_mechanism=GSSAPI", "gssapi", "sasl_mechanism='GSSAPI'.*pip install 'aiokafka.gssapi.'"),
+    ],
+)
+def test_a_library_that_the_client_lacks_is_told_with_the_pip_line(
+    url: str, module: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client says "Compression library for lz4 not found", once it connects."""
+    monkeypatch.setitem(sys.modules, module, None)
+    [problem] = problems(url)
+    assert re.search(line, problem)
 
 
 @pytest.mark.parametrize(

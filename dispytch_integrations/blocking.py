@@ -150,16 +150,24 @@ class BlockingEmitter:
         return self._way
 
 
-def refuse_running_loop(method: str) -> None:
+_ENTERED = "`async with connect(...) as emitter:`", "brokers"
+"""What to write instead of `start` and `stop`, and what has these methods."""
+
+
+def refuse_running_loop(method: str, instead: tuple[str, str] | None = None) -> None:
     """Raise WrongLoopError where an event loop runs, which a call of `method` would block."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
+    given = ", ..." if instead is None else ""
+    written, owner = instead or (
+        f"`await emitter.{method}(...)` with the async emitter of connect() or EmitterDep",
+        "emitter",
+    )
     raise WrongLoopError(
-        f"{method}() was called where an event loop is running, and would block it: write "
-        f"`await emitter.{method}(...)` with the async emitter of connect() or EmitterDep, "
-        f"or go to a thread: `await asyncio.to_thread(emitter.{method}, ...)`"
+        f"{method}() was called where an event loop is running, and would block it: write {written}, "
+        f"or go to a thread: `await asyncio.to_thread({owner}.{method}{given})`"
     )
 
 
@@ -178,6 +186,7 @@ class BlockingBrokers(SyncBlock, AbstractContextManager[BlockingEmitter]):
         self._new_brokers = brokers
         self._users = 0
         self._opened: Opened | None = None
+        self._failure: DispytchError | None = None  # Whoever has called start may have gone on, as Celery's signals do.
         self._locks: dict[int, threading.RLock] = {}
         self.emitter: BlockingEmitter = _OwnEmitter(self)
         """The emitter; raises NotStartedError until `start`, and after the last `stop`."""
@@ -188,10 +197,15 @@ class BlockingBrokers(SyncBlock, AbstractContextManager[BlockingEmitter]):
         Raises ConfigurationError with everything that is wrong in the settings, StartupError when a required broker
         was not reached, WrongLoopError where an event loop is running.
         """
-        refuse_running_loop("start")
+        refuse_running_loop("start", _ENTERED)
         with self._lock:
             if self._opened is None or self._opened.foreign or self._opened.lost:
-                self._open(wait=True)
+                try:
+                    self._open(wait=True)
+                except DispytchError as exc:
+                    self._failure = exc
+                    raise
+            self._failure = None
             self._users += 1
 
     def stop(self) -> None:
@@ -199,7 +213,7 @@ class BlockingBrokers(SyncBlock, AbstractContextManager[BlockingEmitter]):
 
         Harmless when not started. Raises WrongLoopError on the loop's own thread.
         """
-        refuse_running_loop("stop")
+        refuse_running_loop("stop", _ENTERED)
         with self._lock:
             if self._users == 0:
                 return
@@ -243,6 +257,10 @@ class BlockingBrokers(SyncBlock, AbstractContextManager[BlockingEmitter]):
         with self._lock:
             opened = self._opened
             if opened is None or (opened.lost and not opened.foreign):
+                if self._failure is not None:
+                    raise NotStartedError(
+                        f"the emitter's connection is not open, since start() has failed: {self._failure}"
+                    ) from self._failure
                 raise NotStartedError(
                     "the emitter's connection is not open: emit inside `with connect_blocking(...) as emitter:`, or "
                     "between start() and stop(); it is closed when the interpreter exits"

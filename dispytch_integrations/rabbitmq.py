@@ -438,11 +438,10 @@ class RabbitMQOptions(BrokerOptions):
     def _exchanges_are_told_of(cls, value: object) -> object:
         """One line for what is wrong, where pydantic would have one for each thing it might have been."""
         if not isinstance(value, Mapping):
-            names = [value] if isinstance(value, str) else value
-            name = next((name for name in names if isinstance(name, str)), "") if isinstance(names, list) else ""
+            name = value if isinstance(value, str) else "orders"
             raise ValueError(
                 f"it is of type {type(value).__name__}; write a mapping from names to types, such as "
-                f"exchanges={{{name or 'orders'!r}: 'topic'}}, or None in place of the type if it is declared elsewhere"
+                f"exchanges={{{name!r}: 'topic'}}, or None in place of the type if it is declared elsewhere"
             )
         problems = [
             f"{name!r} {told}"

@@ -41,7 +41,7 @@ from dispytch_integrations.message import Message
 from dispytch_integrations.producer import BackendConfig, EventRoute, Producer
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
 from dispytch_integrations.redis import RedisStreamEventRoute
-from tests.support.brokers import Redis
+from tests.support.brokers import Redis, free_port
 from tests.support.proxy import TCPProxy
 
 ROOT = Path(__file__).parents[1]
@@ -274,6 +274,22 @@ def test_an_emit_outside_the_block_says_what_to_write(redis_url: str, unique: st
     with brokers as again:
         again.emit(Ordered(stream=unique))
         assert again is emitter
+
+
+def test_an_emit_after_a_start_that_failed_says_why(unique: str) -> None:
+    """Celery logs what a signal's receiver raises, and goes on: the error of the task is the one that is read."""
+    brokers = connect_blocking(f"redis://127.0.0.1:{free_port()}", startup_timeout=0.3)
+    with pytest.raises(StartupError) as caught:
+        brokers.start()
+    with pytest.raises(NotStartedError, match=r"start\(\) has failed: not connected within .*does not answer") as told:
+        brokers.emitter.emit(Ordered(stream=unique))
+    assert told.value.__cause__ is caught.value
+
+
+async def test_a_start_on_an_event_loop_says_what_to_write() -> None:
+    """Its emitter is not the one to be written there."""
+    with pytest.raises(WrongLoopError, match=r"`async with connect\(.*asyncio.to_thread\(brokers.start\)"):
+        connect_blocking("memory://").start()
 
 
 def test_start_and_stop_are_counted(redis_url: str, unique: str) -> None:

@@ -470,7 +470,7 @@ async def test_exchange_declared_otherwise_is_said_at_the_start(
             pass
     async with connect(rabbitmq_url, exchanges={unique: None}):
         pass
-    with pytest.raises(ConfigurationError, match="exchange type 'x-other'; write 'direct', .*enable the plugin"):
+    with pytest.raises(ConfigurationError, match=r"exchange type 'x-other'; write 'direct', .*enable the plugin"):
         async with connect(rabbitmq_url, exchanges={unique + "-other": "x-other"}):
             pass
 

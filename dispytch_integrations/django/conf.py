@@ -106,6 +106,9 @@ def _read() -> Read:
         return Read({}, {}, (Problem("dispytch.E001", message, f"Write {_EXAMPLE}."),), {})
     if not given:
         return Read({}, {}, (Problem("dispytch.E001", "DISPYTCH is empty.", f"Write {_EXAMPLE}."),), {})
+    if any(str(alias).upper() == "URL" for alias in cast("Mapping[object, object]", given)):
+        message = "DISPYTCH has a URL where its aliases are expected."
+        return Read({}, {}, (Problem("dispytch.E001", message, f"Write {_EXAMPLE}."),), {})
     config: dict[str, Mapping[str, Any]] = {}
     max_pending: dict[str, int] = {}
     specs: dict[str, BrokerSpec] = {}
@@ -142,6 +145,9 @@ class _Broker:
         given = dict(cast("Mapping[str, Any]", value))
         if "URL" not in given and "url" in given:
             given["URL"] = given["url"]  # The key is told as a wrong one; what else is wrong is told with it.
+        elif "URL" not in given and (near := [key for key in given if nearest(str(key).upper(), ["URL"])]):
+            self._wrong("E003", f"{self.where} has no 'URL', but {near[0]!r}.", 'Write "URL".')
+            return
         url = given.pop("URL", None)
         backend = self._backend(url)
         if backend is None:

@@ -79,6 +79,8 @@ def test_a_project_that_is_right_passes(settings: Settings) -> None:
         (None, "dispytch.E001 The setting DISPYTCH is missing"),
         ({}, "dispytch.E001 DISPYTCH is empty"),
         ({"default": {"URL": "kafka://h", "TIMEUOT": 3}}, "dispytch.E002 DISPYTCH['default'] has the unknown key 'TIM"),
+        ({"URL": "kafka://h"}, "dispytch.E001 DISPYTCH has a URL where its aliases are expected. Write DISPYTCH = {"),
+        ({"default": {"URI": "kafka://h"}}, "dispytch.E003 DISPYTCH['default'] has no 'URL', but 'URI'. Write"),
         ({"default": "kafak://h"}, "dispytch.E003 DISPYTCH['default']['URL']: nobody serves kafak://"),
     ],
 )

@@ -27,6 +27,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -42,9 +43,12 @@ from dispytch_integrations.message import Message
 from dispytch_integrations.outbox._counted import counted
 
 try:
-    from opentelemetry import context, metrics, propagate, trace
+    from opentelemetry import baggage, context, metrics, propagate, trace
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ModuleNotFoundError as exc:
     if (exc.name or "").partition(".")[0] != "opentelemetry":
         raise  # present, but one of its own imports is missing
@@ -161,7 +165,7 @@ class _Bound(Hook):
             attributes=self._attributes(plan, message),
         )
         if plan.travels and "traceparent" not in message.headers:
-            propagate.inject(message.headers, trace.set_span_in_context(span))
+            _inject(span, message.headers)
         message.trace = _Open(span, started, plan.few)
 
     def held(self, message: Message) -> None:
@@ -389,6 +393,27 @@ def uninstrument() -> None:
     for hook, _ in _instrumented:
         overriding.hooks.remove(hook)
     _instrumented.clear()
+
+
+def _inject(span: Span, headers: dict[str, Any]) -> None:
+    """As `propagate.inject`, which takes three times as long, where `traceparent` is all that is to be written.
+
+    That is the usual case: W3C's propagators (the default), no `tracestate`, no baggage.
+    """
+    created = span.get_span_context()
+    if created.trace_state or baggage.get_all() or not _is_w3c(propagate.get_global_textmap()):
+        propagate.inject(headers, trace.set_span_in_context(span))
+    elif created.is_valid:
+        # Source: W3C Trace Context, section 3.2, version 00.
+        headers["traceparent"] = f"00-{created.trace_id:032x}-{created.span_id:016x}-{created.trace_flags:02x}"
+
+
+@lru_cache(maxsize=4)
+def _is_w3c(textmap: TextMapPropagator) -> bool:
+    # A composite does not tell its parts; should it keep them elsewhere, the long way is taken.
+    parts: Sequence[TextMapPropagator] = getattr(textmap, "_propagators", (textmap,))
+    kinds = {type(part) for part in parts}
+    return TraceContextTextMapPropagator in kinds and kinds <= {TraceContextTextMapPropagator, W3CBaggagePropagator}
 
 
 def _name(message: Message) -> str:

@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import baggage, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import extract
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.trace import Span, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from redis.asyncio import Redis
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -30,8 +36,10 @@ from sqlalchemy.orm import Session
 from dispytch_integrations import EventBase, EventEmitter, connect
 from dispytch_integrations.blocking import connect_blocking
 from dispytch_integrations.errors import BrokerUnavailableError
+from dispytch_integrations.hooks import Hook
 from dispytch_integrations.kafka import KafkaEventConfig, KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
+from dispytch_integrations.message import Message
 from dispytch_integrations.opentelemetry import OpenTelemetryHook, instrument, uninstrument
 from dispytch_integrations.outbox.runner import Runner
 from dispytch_integrations.rabbitmq import RabbitMQEventRoute
@@ -170,6 +178,68 @@ async def test_a_span_for_an_emit_whose_context_travels(seen: Seen) -> None:
     consumer = trace.get_current_span(extract(message.headers)).get_span_context()
     assert (consumer.trace_id, consumer.span_id) == (_context(span).trace_id, _context(span).span_id)
     assert "1.43" in str(span.instrumentation_scope.schema_url)  # type: ignore[union-attr]
+
+
+class _Named(TextMapPropagator):
+    """One of a user's own, which has the name of the standard's header and another value."""
+
+    def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Context:
+        return context or Context()
+
+    def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
+        carrier["traceparent"] = "mine"
+
+    @property
+    def fields(self) -> set[str]:
+        return {"traceparent"}
+
+
+W3C = [TraceContextTextMapPropagator(), W3CBaggagePropagator()]
+REMOTE = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "x")]))
+
+
+@pytest.mark.parametrize(
+    ("propagator", "around"),
+    [
+        (CompositePropagator(W3C), Context()),
+        (W3C[0], Context()),
+        (W3C[1], Context()),
+        (_Named(), Context()),
+        (CompositePropagator([_Named(), W3C[0]]), Context()),
+        (CompositePropagator([]), Context()),
+        (CompositePropagator(W3C), baggage.set_baggage("tenant", "acme", Context())),
+        (CompositePropagator(W3C), trace.set_span_in_context(trace.NonRecordingSpan(REMOTE), Context())),
+    ],
+)
+@pytest.mark.parametrize("provider", ["sampled", "not sampled", "none"])
+async def test_what_travels_is_what_the_propagators_say(
+    propagator: TextMapPropagator, around: Context, provider: str, request: pytest.FixtureRequest
+) -> None:
+    """`traceparent` has a short way here, which may differ from OpenTelemetry's own in nothing but its time."""
+    providers: dict[str, Any] = {
+        "sampled": TracerProvider(ALWAYS_ON),
+        "not sampled": TracerProvider(ALWAYS_OFF),
+        "none": trace.NoOpTracerProvider(),
+    }
+    created: list[Span] = []
+
+    class Watch(Hook):
+        def before_send(self, message: Message) -> None:
+            created.append(message.trace.span)
+
+    before = propagate.get_global_textmap()
+    request.addfinalizer(lambda: propagate.set_global_textmap(before))
+    propagate.set_global_textmap(propagator)
+    token = attach(around)
+    hooks = [OpenTelemetryHook(tracer_provider=providers[provider]), Watch()]
+    async with connect("memory://kafka", hooks=hooks) as emitter:
+        await emitter.emit(OrderPlaced())
+        producer: Any = emitter.producer
+        headers = dict(producer.sent[0].headers)
+        expected: dict[str, str] = {}
+        propagate.inject(expected, trace.set_span_in_context(created[0]))
+    detach(token)
+    assert {name: headers[name] for name in ("traceparent", "tracestate", "baggage") if name in headers} == expected
 
 
 async def test_the_size_of_the_body_where_it_is_asked_for(seen: Seen) -> None:

@@ -84,6 +84,7 @@ class Told(EventBase):
 
 class Streamed(EventBase):
     __route__ = RedisStreamEventRoute(stream="{place}")
+    __event_type__ = "opentelemetry.Streamed"
 
     place: str
     number: int = 0
@@ -91,12 +92,14 @@ class Streamed(EventBase):
 
 class KeptOrder(EventBase):
     __route__ = RedisStreamEventRoute(stream="kept")
+    __event_type__ = "opentelemetry.KeptOrder"
 
     number: int = 0
 
 
 class MovedOrder(EventBase):
     __route__ = RedisStreamEventRoute(stream="moved")
+    __event_type__ = "opentelemetry.MovedOrder"
 
 
 class Seen:

@@ -151,7 +151,8 @@ class _Bound(Hook):
         self._start_span = telemetry.tracer.start_span
         self._outlet = outlet
         self._broker: _Attributes | None = None
-        self._plans: dict[type[EventBase] | str | None, _Plan] = {}
+        self._plans: dict[type[EventBase] | None, _Plan] = {}
+        self._by_type: dict[str, list[_Plan]] = {}
 
     # -- the moments of a message ----------------------------------------------------------------------------------
 
@@ -291,15 +292,21 @@ class _Bound(Hook):
         return plan
 
     def _plan_of_stored(self, message: Message) -> _Plan:
-        """Of what was read back from an outbox: by its type, if its class is imported and its route the same still."""
-        plan = self._plans.get(message.type)
-        if plan is None:
+        """Of what was read back from an outbox: by its type, if its class is imported and its route still the same."""
+        plans = self._by_type.get(message.type)
+        if plans is None:
             fitting = tuple(self._outlet.producer.routes)
             classes = [cls for cls in event_classes() if event_type(cls) == message.type]
-            found = [self._plan_of(cls) for cls in classes if isinstance(cls.__route__, fitting)]
-            alike = found and all(other.few == found[0].few for other in found)
-            plan = self._plans[message.type] = found[0] if alike else self._plan_of(None)
-        return plan if plan.name is None or plan.name == _name(message) else self._plan_of(None)
+            plans = [self._plan_of(cls) for cls in classes if isinstance(cls.__route__, fitting)]
+            self._by_type[message.type] = plans
+        name = _name(message)
+        templates: list[_Plan] = []
+        for plan in plans:
+            if plan.name == name:
+                return plan
+            if plan.name is None:
+                templates.append(plan)
+        return templates[0] if len(templates) == 1 else self._plan_of(None)
 
     def _few_of_all(self, messages: Sequence[Message]) -> _Attributes:
         """Of a batch: with the destination that metrics tell if all have the same."""

@@ -102,6 +102,13 @@ class MovedOrder(EventBase):
     __event_type__ = "opentelemetry.MovedOrder"
 
 
+class OtherOrder(EventBase):
+    """Another app's, which has given its events the same type."""
+
+    __route__ = RedisStreamEventRoute(stream="others")
+    __event_type__ = "opentelemetry.KeptOrder"
+
+
 class Seen:
     """What the exporters have got."""
 

@@ -35,7 +35,7 @@ from dispytch_integrations.hooks import Hook
 from dispytch_integrations.kafka import KafkaEventRoute
 from dispytch_integrations.memory import MemoryProducer
 from dispytch_integrations.message import Message
-from dispytch_integrations.outbox import relay as relay_module
+from dispytch_integrations.outbox import _housekeeping as housekeeping
 from dispytch_integrations.outbox.options import RelayOptions
 from dispytch_integrations.outbox.record import record_of
 from dispytch_integrations.outbox.relay import Relay
@@ -506,7 +506,7 @@ async def test_sent_events_are_kept_for_a_while(
     database: Database, store: AsyncStore, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who must be able to show what was sent keeps it; afterwards it goes by itself."""
-    monkeypatch.setattr(relay_module, "_FOREIGN_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "_SECONDS", 0.05)
     database.insert([record(0, "anna"), record(1, "anna")])
     async with started(default=backend) as brokers:
         async with relaying(store, brokers, keep_sent=0.5, poll_interval=0.05):
@@ -523,7 +523,7 @@ async def test_dead_events_expire_when_asked(
     database: Database, store: AsyncStore, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Personal data in dead events must not stay for ever; without the option nothing that is dead is deleted."""
-    monkeypatch.setattr(relay_module, "_FOREIGN_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "_SECONDS", 0.05)
     old = record(0)
     old.created_ms -= 1_000_000
     database.insert([old])

@@ -63,7 +63,7 @@ async def test_two_formats_in_a_blue_green_deploy(
             _store(database, range(100, 150), format=NEWER)
             _store(database, range(150, 200))
             await eventually(lambda: database.count(f"format = {FORMAT}") == 0)
-            old._next_housekeeping = 0.0  # Looked at once a minute.
+            old._housekeeping.due = 0.0  # Looked at once a minute.
             old.wake()
             await eventually(lambda: _told(caplog, "50 events were stored with a codec .* or by a newer version"))
             waiting = database.all("select distinct format, state, attempts, last_error from dispytch_outbox_event")

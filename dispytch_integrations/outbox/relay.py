@@ -3,11 +3,14 @@
 One loop reads the oldest rows of the shards it has leases on, hands them to the producers, and deletes what was
 confirmed. While one batch is on its way the next one is read. No transaction is open meanwhile.
 
-    held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try;
-                    which lanes these are is asked of the store while there are any
+    held up         what follows a message that failed, in its lane (broker, destination, key), waits for its next try
+                    (_lanes.py)
     outage          the broker does not answer: no attempt is counted, its rows are left alone until it does
+                    (_outages.py)
     suspect         it answers, but the connection broke: what was under way travels apart (_suspects.py)
     dead            refused for good, or `max_attempts` times: its lane goes on without it
+
+One class, and longer than most, since one loop changes all that it holds: rows, deliveries, what is to be settled.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import os
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -33,13 +35,18 @@ from dispytch_integrations.errors import (
     ProducerTimeout,
     SerializationError,
 )
-from dispytch_integrations.message import Message
+from dispytch_integrations.outbox._deliveries import SLOW, Delivery, Item, full_brokers, next_deliveries, slow_lanes
+from dispytch_integrations.outbox._housekeeping import Housekeeping
+from dispytch_integrations.outbox._lanes import Lanes
+from dispytch_integrations.outbox._listening import goes_on, listen
+from dispytch_integrations.outbox._outages import Outages
 from dispytch_integrations.outbox._suspects import Suspects, Verdict, hints_at_outage
+from dispytch_integrations.outbox._waking import Waking
 from dispytch_integrations.outbox._words import extra, first_line, told
 from dispytch_integrations.outbox.leases import Leases
 from dispytch_integrations.outbox.options import RelayOptions, needed_time
 from dispytch_integrations.outbox.record import ENCODED, FORMAT, Record, message_of
-from dispytch_integrations.outbox.store import Failure, OutboxStore, Query, Selection, State, Waiting
+from dispytch_integrations.outbox.store import Failure, OutboxStore, Query
 
 __all__ = ["Counts", "Relay"]
 
@@ -47,23 +54,13 @@ logger = logging.getLogger("dispytch_integrations.outbox")
 
 _T = TypeVar("_T")
 
-_SLOW = 0.25
-"""Seconds after which the lanes of a delivery are left alone, so that others need not wait for it."""
-_DELIVERIES = 8
-"""How many deliveries may be under way to one broker."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
-"""Seconds between two looks at a broker, or a database, that does not answer."""
+"""Seconds between two attempts of which the first has failed: at the database, or at a message that takes nothing."""
 _FIRST_POLL = 0.02
-_FIRST, _RETRY, _SUSPECT = range(3)
-"""What travels together: first attempts; later ones; those of which one may break the connection."""
 _SETTLED_AT_ONCE = 500
 """Failures noted by one call: what it has noted stays noted, and leases are renewed in between."""
-_HELD_UP_SECONDS = 1.0
-"""How often the store is asked which lanes are held up."""
 _GRACE = 1.0
 """Seconds beyond its timeout after which a delivery is cut that does not end."""
-_FOREIGN_SECONDS = 60.0
-"""How often rows are counted that are not for this relay, and what has expired is deleted."""
 
 
 @dataclass(slots=True)
@@ -75,23 +72,6 @@ class Counts:
     dead: int = 0
     fetches: int = 0
     settles: int = 0
-
-
-class _Delivery:
-    """Messages under way to one broker."""
-
-    __slots__ = ("alias", "apart", "lanes", "messages", "outcomes", "records", "since", "task", "verdicts")
-
-    def __init__(self, alias: str, records: list[Record], messages: list[Message], *, apart: bool) -> None:
-        self.alias = alias
-        self.records = records
-        self.messages = messages
-        self.lanes = {record.lane for record in records}
-        self.apart = apart
-        self.since = time.monotonic()
-        self.outcomes: list[Exception | None] = []
-        self.verdicts: list[Verdict | None] | None = None
-        self.task: asyncio.Task[None]
 
 
 class Relay:
@@ -126,41 +106,24 @@ class Relay:
         self._on_beat = on_beat
         self._need = needed_time(brokers, self.options)
         self._leases = Leases(store, self.name, self.options.lease)
-        self._pending: list[tuple[Record, Message]] = []
-        self._deliveries: set[_Delivery] = set()
+        self._pending: list[Item] = []
+        self._deliveries: set[Delivery] = set()
         self._sent: list[int] = []
         self._failed: list[Failure] = []
         self._held_ids: set[int] = set()  # pending, under way, or confirmed and not yet deleted
-        self._blocked: dict[int, float] = {}  # lane: until when it is left alone, on the monotonic clock
-        self._held_up: frozenset[int] = frozenset()  # lanes, as the store has told
-        self._next_held_up: float | None = 0.0  # when it is asked again; None: there was none, and nothing has failed
-        self._outages: dict[str, asyncio.Task[None]] = {}
+        self._lanes = Lanes()
+        self._outages = Outages(brokers, self.wake)
         self._suspects = Suspects(self._need * 2)
-        self._told: Waiting | None = None
-        self._next_housekeeping = 0.0
+        self._housekeeping = Housekeeping(store, brokers, self.options)
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._woken = asyncio.Event()
+        self._waking = Waking()
         self._over = asyncio.Event()  # what runs beside the loop ends
 
     # -- from outside --------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """There is something to relay: look now. From any thread; harmless when the relay does not run."""
-        loop = self._loop
-        if loop is None or self._pid != os.getpid():  # A forked child has a copy of the loop, which never runs.
-            return
-        try:
-            if asyncio.get_running_loop() is loop:
-                self._woken.set()
-                return
-        except RuntimeError:
-            pass
-        try:
-            loop.call_soon_threadsafe(self._woken.set)
-        except RuntimeError:
-            pass  # The loop is closed: another relay will find it.
+        self._waking.wake()
 
     def stop(self) -> None:
         """Send nothing new; `run` returns when what is under way is settled and the leases are given back.
@@ -178,7 +141,7 @@ class Relay:
     @property
     def outages(self) -> Sequence[str]:
         """Aliases of the brokers that are waited for."""
-        return sorted(self._outages)
+        return self._outages.aliases
 
     async def run(self) -> None:
         """Relay until `stop` is called. A database that does not answer is tried again, without end.
@@ -196,26 +159,28 @@ class Relay:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def _run(self, *, until_empty: bool) -> None:
-        self._loop, self._pid, self._over = asyncio.get_running_loop(), os.getpid(), asyncio.Event()
-        self._next_held_up = 0.0
-        self._woken = asyncio.Event()
-        self._outages.clear()
+        self._over = asyncio.Event()
+        self._waking.begin()
+        self._lanes.ask_now()
+        self._outages.forget()
         try:
             await self._open(until_empty)
         except BaseException:
             await self._close()
-            self._loop, self._stopping = None, False
+            self._waking.end()
+            self._stopping = False
             raise
         beside = {asyncio.create_task(self._beat(), name="dispytch relay leases")}
         if self.options.notify:
-            beside.add(asyncio.create_task(self._listen(), name="dispytch relay listens"))
+            beside.add(asyncio.create_task(listen(self.store, self.wake, self._over), name="dispytch relay listens"))
         try:
             await self._relay(until_empty)
         finally:
             self._over.set()
             await asyncio.wait(beside)
             await self._end()
-            self._loop, self._stopping = None, False
+            self._waking.end()
+            self._stopping = False
 
     async def _open(self, once: bool) -> None:
         pause = _FIRST_PAUSE
@@ -239,7 +204,7 @@ class Relay:
 
     async def _beat(self) -> None:
         """Keep the leases, beside the loop."""
-        while await self._goes_on(self._leases.interval * random.uniform(0.8, 1.0)):
+        while await goes_on(self._over, self._leases.interval * random.uniform(0.8, 1.0)):
             try:
                 await self._in_time(self._leases.renew())
             except Exception as exc:
@@ -249,40 +214,7 @@ class Relay:
                     self.last_error = None
                 self._beat_now()
                 if self._leases.is_asked:
-                    self._woken.set()
-
-    async def _listen(self) -> None:
-        """Be woken by the database. What is missed meanwhile is found by looking, as ever."""
-        pause = 0.0
-        while await self._goes_on(pause):
-            started = time.monotonic()
-            listening = asyncio.ensure_future(self.store.listen(self.wake))
-            ending = asyncio.ensure_future(self._over.wait())
-            try:
-                await asyncio.wait({listening, ending}, return_when=asyncio.FIRST_COMPLETED)
-                if self._over.is_set():
-                    return
-                await listening
-            except ConfigurationError as exc:
-                logger.error("the relay is not woken by the database: %s", exc)
-                return
-            except Exception as exc:
-                logger.warning("the connection that listens is lost; trying again: %s", type(exc).__name__)
-            finally:
-                listening.cancel()
-                ending.cancel()
-                await asyncio.wait({listening, ending})
-            lasted = time.monotonic() - started > _LONGEST_PAUSE
-            pause = _FIRST_PAUSE if lasted else min(max(pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-
-    async def _goes_on(self, seconds: float) -> bool:
-        """Wait; False: the end has come meanwhile."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._over.wait()
-        except TimeoutError:
-            return True
-        return False
+                    self._waking.event.set()
 
     async def _in_time(self, asked: Awaitable[_T]) -> _T:
         """What the database answers. Raises TimeoutError when that takes as long as a lease, after which it is of no
@@ -302,7 +234,7 @@ class Relay:
         poll, pause = _FIRST_POLL, _FIRST_PAUSE
         while not self._stopping:
             try:
-                self._woken.clear()
+                self._waking.event.clear()
                 self._collect()
                 self._forget_lost()
                 self._start_pending()
@@ -310,7 +242,7 @@ class Relay:
                 await self._look_for_held_up()
                 found, room = await self._in_time(self._fetch())
                 await self._in_time(self._give_away())
-                await self._in_time(self._keep_house())
+                await self._in_time(self._housekeeping.keep(self._format))
                 pause = _FIRST_PAUSE
             except Exception as exc:
                 if until_empty:
@@ -335,12 +267,9 @@ class Relay:
         """Until a delivery is over, somebody wakes us, a lane may go on, or it is time to look."""
         tasks: set[asyncio.Task[Any]] = {delivery.task for delivery in self._deliveries}
         now = time.monotonic()
-        limit = poll if not self._deliveries else min(max(poll, 0.05), _SLOW)
-        if self._blocked:
-            limit = min(limit, max(min(self._blocked.values()) - now, 0.001))
-        if self._next_held_up is not None:
-            limit = min(limit, max(self._next_held_up - now, 0.001))
-        waking = asyncio.ensure_future(self._woken.wait())
+        limit = poll if not self._deliveries else min(max(poll, 0.05), SLOW)
+        limit = self._lanes.wait(limit, now)
+        waking = asyncio.ensure_future(self._waking.event.wait())
         try:
             await asyncio.wait({*tasks, waking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -352,45 +281,27 @@ class Relay:
         try:
             async with asyncio.timeout(seconds * random.uniform(0.75, 1.25)):
                 while not self._stopping:
-                    self._woken.clear()
-                    await self._woken.wait()
+                    self._waking.event.clear()
+                    await self._waking.event.wait()
         except TimeoutError:
             pass
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def _expect_held_up(self) -> None:
-        if self._next_held_up is None:
-            self._next_held_up = time.monotonic() + _HELD_UP_SECONDS
-
     async def _look_for_held_up(self) -> None:
-        """Ask which lanes wait for a next try: at the start, when shards have come, and while there are any.
-
-        What is read tells as well: this is only so that thousands of them do not fill each batch.
-        """
         now = time.monotonic()
-        if self._next_held_up is None or now < self._next_held_up:
-            return
-        told = await self._in_time(self.store.held_up(sorted(self._leases.held)))
-        took = time.monotonic() - now
-        self._held_up = frozenset(told.lanes)
-        pause = 0.0 if told.seconds is None else min(max(told.seconds, 0.001), _HELD_UP_SECONDS)
-        # Of a hundred thousand lanes the question takes long, and is not to be all that is done.
-        self._next_held_up = None if told.seconds is None else now + took + max(pause, 5 * took)
+        if self._lanes.to_be_asked(now):
+            self._lanes.learn(await self._in_time(self.store.held_up(sorted(self._leases.held))), now)
 
     async def _fetch(self) -> tuple[int, int]:
         """Read the next rows; return how many came, and for how many there was room."""
         now = time.monotonic()
-        for lane in [lane for lane, until in self._blocked.items() if until <= now]:
-            del self._blocked[lane]
-        slow = set[int]()
-        for delivery in self._deliveries:
-            if now - delivery.since > _SLOW:
-                slow |= delivery.lanes
+        self._lanes.free(now)
+        slow = slow_lanes(self._deliveries, now)
         if slow:
             self._forget(lambda record: record.lane in slow)
         # What a slow broker cannot take yet must not fill the batch of the others.
-        full = {alias for alias, count in self._under_way().items() if count >= _DELIVERIES}
+        full = full_brokers(self._deliveries)
         if full:
             self._forget(lambda record: record.broker in full)
         room = self.options.batch_size - len(self._pending)
@@ -404,17 +315,17 @@ class Relay:
             format=self._format,
             limit=room,
             not_ids=sorted(self._held_ids),
-            not_lanes=sorted(self._held_up.union(slow, self._blocked)),
+            not_lanes=self._lanes.left_alone(slow),
         )
         fetched = await self.store.fetch(query)
         self.last_error = None
         self.counts.fetches += 1
         for record in fetched.records:
-            if record.lane in self._blocked:
+            if record.lane in self._lanes.blocked:
                 continue
             if record.next_try_ms > fetched.now_ms:
-                self._block(record, (record.next_try_ms - fetched.now_ms) / 1000)
-                self._expect_held_up()
+                self._lanes.block(record.lane, (record.next_try_ms - fetched.now_ms) / 1000)
+                self._lanes.ask_soon()
                 continue
             try:
                 message = message_of(record, self.options.codec)
@@ -426,61 +337,16 @@ class Relay:
         return len(fetched.records), room
 
     def _start_pending(self) -> None:
-        """Send what waits and whose lane is free; retries travel apart, so that they hold up nobody else.
-
-        Suspects travel apart from everything else of their broker.
-        """
+        """Send what waits and whose lane is free."""
         if not self._pending:
             return
-        busy = set[int]()
-        for delivery in self._deliveries:
-            busy |= delivery.lanes
-        groups: dict[tuple[str, int], list[tuple[Record, Message]]] = {}
-        waiting: list[tuple[Record, Message]] = []
-        closed = busy  # Behind one that waits, all of its lane wait.
-        began: dict[int, int] = {}
         usable = self._leases.usable(self._need)
-        suspects = self._suspects
-        for item in self._pending:
-            record = item[0]
-            lane, kind = record.lane, _RETRY if record.attempts > 0 else _FIRST
-            if suspects and suspects.group_of(record):
-                kind = _SUSPECT
-            if lane not in closed and (record.shard not in usable or (lane in began and (kind or began[lane]))):
-                closed.add(lane)
-            if lane in closed:
-                waiting.append(item)
-                continue
-            began[lane] = kind
-            groups.setdefault((record.broker, kind), []).append(item)
-        under_way = {delivery.alias: delivery.apart for delivery in self._deliveries}
-        counts = self._under_way()
-        for (alias, kind), items in groups.items():
-            apart = kind == _SUSPECT
-            if (
-                counts[alias] >= _DELIVERIES
-                or under_way.get(alias)
-                or (apart and alias in under_way)
-                or (not apart and (alias, _SUSPECT) in groups)
-            ):
-                waiting += items
-                continue
-            if apart:
-                size = suspects.group_of(items[0][0])
-                items, rest = items[:size], items[size:]
-                waiting += rest
-            delivery = _Delivery(alias, [item[0] for item in items], [item[1] for item in items], apart=apart)
-            delivery.task = asyncio.create_task(self._deliver(delivery), name=f"dispytch relay to {alias}")
+        started, self._pending = next_deliveries(self._pending, self._deliveries, usable, self._suspects)
+        for delivery in started:
+            delivery.task = asyncio.create_task(self._deliver(delivery), name=f"dispytch relay to {delivery.alias}")
             self._deliveries.add(delivery)
-            counts[alias] += 1
-        waiting.sort(key=_by_id)
-        self._pending = waiting
 
-    def _under_way(self) -> Counter[str]:
-        """How many deliveries are under way to which broker."""
-        return Counter(delivery.alias for delivery in self._deliveries)
-
-    async def _deliver(self, delivery: _Delivery) -> None:
+    async def _deliver(self, delivery: Delivery) -> None:
         broker = self._brokers[delivery.alias]
         try:
             async with asyncio.timeout(self._need + _GRACE):
@@ -495,14 +361,14 @@ class Relay:
             told = f"{len(delivery.outcomes)} outcomes for {len(delivery.messages)} messages: a bug of the producer"
             delivery.outcomes = [DeliveryError(told)] * len(delivery.messages)
         if any(hints_at_outage(error) for error in delivery.outcomes):
-            if await self._answers(broker):
+            if await self._outages.answers(delivery.alias):
                 delivery.verdicts = self._suspects.judge(delivery.records, delivery.outcomes)
             else:
-                self._pause(delivery.alias, delivery.outcomes)
+                self._pause(delivery)
                 delivery.outcomes = [
                     NotAttemptedError() if hints_at_outage(error) else error for error in delivery.outcomes
                 ]
-        self._woken.set()
+        self._waking.event.set()
 
     def _collect(self) -> None:
         """Note what became of the deliveries that are over."""
@@ -526,7 +392,7 @@ class Relay:
         if isinstance(error, NotAttemptedError) or verdict in ("again", "later"):
             if verdict == "later":
                 pause = min(_FIRST_PAUSE * 2 ** min(self._suspects.strikes(record), 10), _LONGEST_PAUSE)
-                self._block(record, pause * random.uniform(0.75, 1.25))
+                self._lanes.block(record.lane, pause * random.uniform(0.75, 1.25))
             self._held_ids.discard(record.id)
             self._forget_lane(record.lane)
             return
@@ -544,8 +410,8 @@ class Relay:
             extra=extra(record),
         )
         if record.ordering_key is not None:  # What is a lane of its own waits in the table alone.
-            self._block(record, delay)
-            self._expect_held_up()
+            self._lanes.block(record.lane, delay)
+            self._lanes.ask_soon()
         self._forget_lane(record.lane)
         self._failed.append(Failure(record.id, attempts, delay, told(error)))
 
@@ -561,10 +427,6 @@ class Relay:
         )
         self._failed.append(Failure(record.id, record.attempts + 1, None, told(error)))
 
-    def _block(self, record: Record, seconds: float) -> None:
-        """Leave a lane alone; after a while it is looked at again, since somebody may have requeued it."""
-        self._blocked[record.lane] = time.monotonic() + min(seconds, _LONGEST_PAUSE)
-
     def _forget_lane(self, lane: int) -> None:
         """What follows a message that failed is read again, behind it."""
         self._forget(lambda record: record.lane == lane)
@@ -572,7 +434,7 @@ class Relay:
     def _forget_lost(self) -> None:
         new, held = self._leases.take_new(), self._leases.held
         if new:
-            self._next_held_up = 0.0
+            self._lanes.ask_now()
         self._forget(lambda record: record.shard not in held or record.shard in new)
 
     def _forget(self, wanted: Callable[[Record], bool]) -> None:
@@ -596,43 +458,13 @@ class Relay:
             self._held_ids.difference_update(sent)
             self._held_ids.difference_update(failure.id for failure in failed)
 
-    # -- outages -------------------------------------------------------------------------------------------------
+    def _pause(self, delivery: Delivery) -> None:
+        """Leave the rows of a broker alone that does not answer."""
+        error = next(error for error in delivery.outcomes if hints_at_outage(error))
+        if self._outages.begin(delivery.alias, error):
+            self._forget(lambda record: record.broker == delivery.alias)
 
-    async def _answers(self, broker: Broker) -> bool:
-        """Does the broker answer? Then it is the messages that have failed."""
-        try:
-            await broker.ping()
-        except Exception:
-            return False
-        return True
-
-    def _pause(self, alias: str, outcomes: Sequence[Exception | None]) -> None:
-        """Leave a broker's rows alone until it answers."""
-        if alias in self._outages:
-            return
-        error = next(error for error in outcomes if hints_at_outage(error))
-        logger.warning(
-            "broker %r does not answer; its events wait in the outbox: %s", alias, told(error), extra={"broker": alias}
-        )
-        self._forget(lambda record: record.broker == alias)
-        self._outages[alias] = asyncio.create_task(self._await_broker(alias), name=f"dispytch relay waits for {alias}")
-
-    async def _await_broker(self, alias: str) -> None:
-        pause = _FIRST_PAUSE
-        broker = self._brokers[alias]
-        while not self._stopping:
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))
-            try:
-                await broker.ping()
-            except Exception:
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                logger.info("broker %r answers again", alias, extra={"broker": alias})
-                break
-        self._outages.pop(alias, None)
-        self._woken.set()
-
-    # -- leases, housekeeping, end -------------------------------------------------------------------------------
+    # -- leases, the end -------------------------------------------------------------------------------------------
 
     def _busy_shards(self) -> frozenset[int]:
         return frozenset(
@@ -651,37 +483,9 @@ class Relay:
         self._forget(lambda record: record.shard not in usable)
         await self._leases.give_away(self._busy_shards())
 
-    async def _keep_house(self) -> None:
-        now = time.monotonic()
-        if now < self._next_housekeeping:
-            return
-        self._next_housekeeping = now + _FOREIGN_SECONDS * random.uniform(0.75, 1.25)
-        self._tell_foreign(await self.store.waiting(list(self._brokers), self._format))
-        for state, seconds in ((State.SENT, self.options.keep_sent), (State.DEAD, self.options.keep_dead)):
-            if seconds is not None:
-                await self.store.discard(Selection(states=(state,), older_than=seconds))
-
-    def _tell_foreign(self, waiting: Waiting) -> None:
-        if waiting == self._told:
-            return
-        self._told = waiting
-        for alias, count in waiting.unknown.items():
-            logger.warning(
-                "%d events wait for broker %r, which this relay does not have; it has %s",
-                *(count, alias, ", ".join(repr(each) for each in self._brokers) or "none"),
-            )
-        if waiting.newer:
-            logger.warning(
-                "%d events were stored with a codec that this relay does not have, or by a newer version (format above "
-                "%d): start it with the app's own codec (--app, or DISPYTCH_OUTBOX['CODEC']), or update it",
-                *(waiting.newer, self._format),
-            )
-
     async def _end(self) -> None:
         """Wait for what is under way, settle it, give the leases back."""
-        waits = set(self._outages.values())  # They stay known: who looks at a relay that has ended sees what was down.
-        for task in waits:
-            task.cancel()
+        waits = self._outages.cancel()
         self._forget(lambda record: True)
         if self._deliveries:
             await asyncio.wait({delivery.task for delivery in self._deliveries}, timeout=self._need)
@@ -716,7 +520,3 @@ class Relay:
         if text != self.last_error:
             logger.warning("the outbox in %s does not answer; trying again: %s", self.store.address, text)
         self.last_error = text
-
-
-def _by_id(item: tuple[Record, Message]) -> int:
-    return item[0].id

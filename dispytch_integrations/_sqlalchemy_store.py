@@ -293,15 +293,23 @@ class AsyncStore(OutboxInSQL):
         async with self._lock:
             connection = self._connection
             if connection is None:
-                # Each statement commits by itself: no transaction is open while a broker is waited for.
-                made = await self._engine.connect()
-                connection = self._connection = await made.execution_options(isolation_level="AUTOCOMMIT")
+                connection = self._connection = await _autocommitting(self._engine)
             try:
                 return await connection.run_sync(function)
             except BaseException:
                 self._connection = None
                 await _thrown_away(connection)
                 raise
+
+
+async def _autocommitting(engine: AsyncEngine) -> AsyncConnection:
+    """A connection on which each statement commits by itself: no transaction is open while a broker is waited for."""
+    connection = await engine.connect()
+    try:
+        return await connection.execution_options(isolation_level="AUTOCOMMIT")
+    except BaseException:  # A cancellation, too: nobody else knows of it yet.
+        await _thrown_away(connection)
+        raise
 
 
 async def _listen_asyncpg(driver: Any, wake: Callable[[], None]) -> None:

@@ -950,3 +950,27 @@ async def test_an_app_whose_timeout_does_not_fit_does_not_start(tmp_path: Path) 
         with pytest.raises(ConfigurationError, match="does not fit into a lease"):
             await connect("memory://", timeout=20.0, outbox=SQLAlchemyOutbox(engine)).start()
         await engine.dispose()
+
+
+# -- the connection ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+asyncpg"])
+async def test_a_question_that_is_given_up_leaves_no_connection_behind(kind: str, tmp_path: Path) -> None:
+    """A relay that ends while it connects, or waits no longer: each time one connection of the pool would be lost."""
+    with temporary_database("sqlite" if "lite" in kind else "postgresql", tmp_path) as database:
+        engine = create_async_engine(database.url(kind))
+        async with engine.connect():  # What the first one asks the server.
+            pass
+        for steps in range(0, 400, 3):
+            store = AsyncStore(engine)
+            asking = asyncio.create_task(store.on_connection(lambda connection: None))
+            for _ in range(steps % 50):
+                await asyncio.sleep(0)
+            await asyncio.sleep(steps * 1e-6)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await store.close()
+            pool: Any = engine.pool
+            assert pool.checkedout() == 0, f"lost after {steps} steps"
+        await engine.dispose()

@@ -746,7 +746,8 @@ def test_an_emitter_without_a_loop_is_refused_in_a_thread() -> None:
 
 def test_in_memory_events_are_there_when_the_commit_returns() -> None:
     """A test that commits and looks needs no waiting, and cannot fail now and then."""
-    factory = sessionmaker(create_engine("sqlite://"))
+    engine = create_engine("sqlite://")
+    factory = sessionmaker(engine)
     with connect_blocking("memory://") as emitter:
         bind(factory, emitter)
         producer: Any = emitter.producers["default"]
@@ -756,6 +757,7 @@ def test_in_memory_events_are_there_when_the_commit_returns() -> None:
                 session.execute(text("select 1"))
                 assert len(producer.sent) == number
             assert len(producer.sent) == number + 1
+    engine.dispose()
 
 
 def test_brokers_that_are_not_open_are_refused_at_the_call() -> None:

@@ -160,10 +160,10 @@ async def to_others(rabbitmq: str, database: Database) -> AsyncIterator[Row]:
         note: str = "x" * 70
 
     class ToStreamOneKey(ToStream):
-        __ordering_key__ = "customer"
+        __ordering_key__ = "one"
 
     class ToQueueOneKey(ToQueue):
-        __ordering_key__ = "customer"
+        __ordering_key__ = "one"
 
     connection = await aio_pika.connect(rabbitmq)
     channel = await connection.channel()

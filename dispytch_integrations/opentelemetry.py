@@ -27,7 +27,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -46,6 +45,7 @@ try:
     from opentelemetry import baggage, context, metrics, propagate, trace
     from opentelemetry.baggage.propagation import W3CBaggagePropagator
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.propagators.composite import CompositePropagator
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -415,12 +415,23 @@ def _inject(span: Span, headers: dict[str, Any]) -> None:
         headers["traceparent"] = f"00-{created.trace_id:032x}-{created.span_id:016x}-{created.trace_flags:02x}"
 
 
-@lru_cache(maxsize=4)
+_looked_at: tuple[TextMapPropagator | None, bool] = (None, False)
+"""The propagators of the last call, and what they are. One of a user's own may not be hashable."""
+
+
 def _is_w3c(textmap: TextMapPropagator) -> bool:
+    global _looked_at  # noqa: PLW0603
+    seen, answer = _looked_at
+    if seen is textmap:
+        return answer
     # A composite does not tell its parts; should it keep them elsewhere, the long way is taken.
-    parts: Sequence[TextMapPropagator] = getattr(textmap, "_propagators", (textmap,))
+    parts: Sequence[TextMapPropagator] = (textmap,)
+    if type(textmap) is CompositePropagator:
+        parts = getattr(textmap, "_propagators", ())
     kinds = {type(part) for part in parts}
-    return TraceContextTextMapPropagator in kinds and kinds <= {TraceContextTextMapPropagator, W3CBaggagePropagator}
+    answer = TraceContextTextMapPropagator in kinds and kinds <= {TraceContextTextMapPropagator, W3CBaggagePropagator}
+    _looked_at = textmap, answer
+    return answer
 
 
 def _name(message: Message) -> str:

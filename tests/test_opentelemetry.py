@@ -191,7 +191,10 @@ async def test_a_span_for_an_emit_whose_context_travels(seen: Seen) -> None:
 
 
 class _Named(TextMapPropagator):
-    """One of a user's own, which has the name of the standard's header and another value."""
+    """One of a user's own, which has the name of the standard's header and another value, and cannot be hashed."""
+
+    __hash__ = None  # type: ignore[assignment]
+    _propagators = 1
 
     def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Context:
         return context or Context()

@@ -144,7 +144,12 @@ class Shop:
 
     async def get_first(self, path: str) -> bytes:
         """Get a page as soon as the server answers; return its body."""
-        _, body = await self._as_soon_as_it_answers(lambda: self.request("GET", path))
+        return await self._as_soon_as_it_answers(lambda: self._page(path))
+
+    async def _page(self, path: str) -> bytes:
+        _, body = await self.request("GET", path)
+        if not body:
+            raise ConnectionResetError(f"{path}: the answer was cut, as by a server that reloads its code")
         return body
 
     async def place_until_closed(self, way: str) -> None:
